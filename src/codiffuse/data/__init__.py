@@ -1,0 +1,1 @@
+"""Pictures and kernels from files, and the measurements made of them."""

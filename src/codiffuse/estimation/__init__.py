@@ -1,0 +1,1 @@
+"""Estimation of operator parameters from images: the M-step."""

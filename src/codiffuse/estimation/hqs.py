@@ -1,0 +1,97 @@
+"""The M-step of Diffusion EM and Fast EM: the kernel by half-quadratic splitting, Eqs. (21)-(25)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from codiffuse.errors import InputError
+from codiffuse.estimation.centering import recentre_integer, recentre_spline
+from codiffuse.estimation.regularizers import Regularizer
+from codiffuse.operators.blur import KernelNormalEquations
+from codiffuse.spaces import shift_and_divide
+
+RECENTRING = {"none": lambda kernel: kernel, "integer": recentre_integer, "spline": recentre_spline}
+BETA_REFERENCE_PIXELS = 256 * 256
+
+
+@dataclass(frozen=True)
+class HQS:
+    """argmin_K 1 / (2 n sigma^2) sum_i ||K x_i - y||^2 + weight Phi(K) over the simplex.
+
+    Attributes:
+        regularizer: Phi.
+        iterations: of (24) and (25).
+        beta: of the splitting; belongs to kernels of sum one.
+        weight: lambda; the denoiser works at level sqrt(weight / beta).
+        scale_beta: `none`, or `pixels`: beta H W / 256^2, because the data term grows with the number of pixels.
+        anchor_per_particle: weigh the anchor by n beta sigma^2 as Eq. (24) does; off is beta sigma^2, as released.
+        pooling: colour channels solved jointly, or alone and averaged (released).
+        project_first: clip and normalise before the denoiser too (released), not only after it.
+        second_moment: weight of the spread r_t^2 of the images about their estimates, appendix D; 1 is the paper's text.
+        recentring: after the last iteration: `integer`, `spline` (released), `none` (paper).
+    """
+
+    regularizer: Regularizer
+    iterations: int = 10
+    beta: float = 1e5
+    weight: float = 1.0
+    scale_beta: Literal["none", "pixels"] = "none"
+    anchor_per_particle: bool = True
+    pooling: Literal["joint", "mean"] = "joint"
+    project_first: bool = False
+    second_moment: float = 0.0
+    recentring: Literal["none", "integer", "spline"] = "integer"
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or self.beta <= 0 or self.weight < 0:
+            raise InputError(
+                f"Expected iterations >= 1, beta > 0, weight >= 0; got {self.iterations}, {self.beta}, {self.weight}."
+            )
+        if self.recentring not in RECENTRING:
+            raise InputError(f"Expected recentring among {', '.join(RECENTRING)}, got {self.recentring!r}.")
+
+    def __call__(
+        self, equations: KernelNormalEquations, sigma: Tensor, kernel: Tensor, r2: float = 0.0
+    ) -> Tensor:
+        """One M-step.
+
+        Args:
+            equations: what the operator makes of y and the images.
+            sigma: `(B,)` noise level in [0, 1] units.
+            kernel: `(B, 1, h, w)` where to start.
+            r2: variance of the images about their estimates, in [0, 1]^2 units; used when `second_moment` > 0.
+
+        Returns:
+            `(B, 1, h, w)`, non-negative and of sum one (`recentring="spline"` may break both, as released).
+        """
+        n = equations.num_images
+        beta = self._beta(equations)
+        alpha = beta * sigma.square() * (n if self.anchor_per_particle else 1)
+        solve = equations.prepare(alpha, self._spread_of_images(equations, alpha, r2), self.pooling)
+        for _ in range(self.iterations):
+            kernel = solve(kernel)  # Eq. 24
+            if self.project_first:
+                kernel = shift_and_divide(kernel)
+            kernel = shift_and_divide(self.regularizer(kernel, self.weight, beta))  # Eq. 25
+        return RECENTRING[self.recentring](kernel)
+
+    def _beta(self, equations: KernelNormalEquations) -> float:
+        if self.scale_beta == "none":
+            return self.beta
+        height, width = equations.shape
+        return self.beta * height * width / BETA_REFERENCE_PIXELS
+
+    def _spread_of_images(
+        self, equations: KernelNormalEquations, alpha: Tensor, r2: float
+    ) -> Tensor | None:
+        # Appendix D: E ||K x - y||^2 = ||K x0-hat - y||^2 + r_t^2 N ||K||^2.
+        if self.second_moment == 0:
+            return None
+        height, width = equations.shape
+        channels = equations.num_channels if self.pooling == "joint" else 1
+        return alpha.new_full(
+            alpha.shape, self.second_moment * equations.num_images * height * width * channels * r2
+        )

@@ -1,0 +1,65 @@
+"""Diffusion posterior sampling, DPS (Chung et al. 2023; Fast EM, Eq. 16): p(x0 | x_t) as a point at x0-hat."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from codiffuse.errors import InputError
+from codiffuse.operators.blur import BlurOperator
+from codiffuse.schedule import Step
+
+
+@dataclass(frozen=True)
+class DPS:
+    """Guidance by the gradient of the data term.
+
+    Attributes:
+        rule: `norm`: step `scale` sqrt(alpha_bar) grad ||y - A x0-hat||, independent of sigma (released programs; in
+            [-1, 1] units, whose residual norm is twice ours); `likelihood`: zeta_t beta_t / sqrt(alpha_t) times
+            grad -||y - A x0-hat||^2 / (2 sigma^2) (paper, Eq. 16 with the factor 1/2 that the Gaussian has), with
+            zeta_t = `scale` sqrt(alpha_bar_t): stable only for small steps or large sigma.
+        scale: see `rule`. When steps are dropped, `norm` wants scale x steps kept near 1000.
+    """
+
+    rule: Literal["norm", "likelihood"] = "norm"
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.rule not in ("norm", "likelihood"):
+            raise InputError(f"Expected rule norm or likelihood, got {self.rule!r}.")
+
+    def r2(self, step: Step) -> float:
+        """The point approximation has no spread."""
+        return 0.0
+
+    def cotangent(
+        self,
+        operator: BlurOperator,
+        y: Tensor,
+        x0: Tensor,
+        sigma: Tensor,
+        step: Step,
+        *,
+        kernel: Tensor,
+        y_hat: Tensor | None = None,
+        x0_hat: Tensor | None = None,
+    ) -> Tensor:
+        """A^T (y - A x0) over sigma^2 (`likelihood`) or over half the particle's residual norm (`norm`)."""
+        residual = y - operator(x0, kernel=kernel)
+        direction = operator.adjoint(residual, kernel=kernel)
+        if self.rule == "likelihood":
+            return direction / sigma.square().reshape(-1, 1, 1, 1, 1)
+        # In [-1, 1] units the norm is twice as long: grad 2 ||r|| = -2 A^T r / ||r||.
+        norm = residual.flatten(2).norm(dim=2).reshape(*residual.shape[:2], 1, 1, 1)
+        return 2 * direction / norm.clamp(min=1e-12)
+
+    def x0_shift(self, gradient: Tensor, step: Step) -> Tensor:
+        """What guidance adds to x0-hat so that the mean of x_{t-1} moves as `rule` says."""
+        weight = self.scale * math.sqrt(step.alpha_bar)
+        if self.rule == "likelihood":
+            return gradient * (weight * (1 - step.alpha_bar) / math.sqrt(step.alpha_bar))
+        return gradient * (weight / step.x0_weight)

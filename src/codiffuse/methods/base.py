@@ -1,0 +1,134 @@
+"""What methods exchange with the rest: the measurement, the record of a step, the restoration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from codiffuse.errors import InputError
+from codiffuse.operators.blur import BlurOperator
+from codiffuse.operators.noise import GaussianNoise
+from codiffuse.randomness import NoiseSource
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """y = A(x; params) + n.
+
+    Attributes:
+        y: `(B, C, H, W)`, [0, 1] units, not clipped.
+        noise: its noise model, with the level inference assumes.
+        operator: A, without its unknown parameters.
+        known: parameters that a method with `needs` may use: the true kernel of an oracle row.
+    """
+
+    y: Tensor
+    noise: GaussianNoise
+    operator: BlurOperator
+    known: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.y.ndim != 4:
+            raise InputError(f"Expected a measurement of shape (B, C, H, W), got {tuple(self.y.shape)}.")
+        if not bool(torch.isfinite(self.y).all()):
+            raise InputError("Expected a finite measurement, got NaN or infinite values.")
+        if not bool((self.sigma > 0).all()):
+            raise InputError(f"Expected sigma > 0 in [0, 1] units (5/255 = 0.0196), got {self.sigma.tolist()}.")
+
+    @property
+    def sigma(self) -> Tensor:
+        """`(B,)` noise level."""
+        return self.noise.level(self.y)
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a callback sees after each step; tensors stay on the device.
+
+    Attributes:
+        number: steps done, 1 .. `total`.
+        total: steps of the whole run.
+        alpha_bar: of the step just done.
+        x0: `(B, n, C, H, W)` current x0-hat in [0, 1].
+        params: current operator parameters.
+    """
+
+    number: int
+    total: int
+    alpha_bar: float
+    x0: Tensor
+    params: dict[str, Tensor]
+
+
+Callback = Callable[[StepInfo], None]
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """What a method found.
+
+    Attributes:
+        image: `(B, C, H, W)` in [0, 1]: the mean of the samples.
+        params: operator parameters, such as `kernel` `(B, 1, h, w)`.
+        samples: `(B, n, C, H, W)` in [0, 1].
+        raw: final variables as the sampler left them, for comparison with other programs.
+        nfe: network calls an image: forward passes through the image network, each with one backward pass.
+        status: per image `ok`, or `failed: reason`.
+    """
+
+    image: Tensor
+    params: dict[str, Tensor]
+    samples: Tensor
+    raw: dict[str, Tensor]
+    nfe: int
+    status: tuple[str, ...]
+
+
+class Method(Protocol):
+    """A sampler with its hyper-parameters and priors."""
+
+    needs: ClassVar[tuple[str, ...]]
+
+    def __call__(
+        self,
+        measurement: Measurement,
+        *,
+        noise: NoiseSource,
+        init: dict[str, Tensor] | None = None,
+        callback: Callback | None = None,
+    ) -> Restoration:
+        """Restore a batch of measurements of one shape."""
+        ...
+
+    def supports(self, operator: BlurOperator) -> str | None:
+        """`None`, or why this operator cannot be used."""
+        ...
+
+
+def restoration(measurement: Measurement, x: Tensor, params: dict[str, Tensor], nfe: int) -> Restoration:
+    """Close a run: clip, average the samples, and mark what diverged.
+
+    Args:
+        measurement: what was restored.
+        x: `(B, n, C, H, W)` final samples in [0, 1] units, not clipped.
+        params: final operator parameters.
+        nfe: network calls an image.
+    """
+    samples = x.clamp(0, 1)
+    finite = torch.isfinite(x).flatten(1).all(1)
+    for value in params.values():
+        finite = finite & torch.isfinite(value).flatten(1).all(1)
+    image = samples.mean(1)
+    misfit = (measurement.operator(image, **params) - measurement.y).square().flatten(1).mean(1)
+    spread = (measurement.y - measurement.y.mean((1, 2, 3), keepdim=True)).square().flatten(1).mean(1)
+    # A restoration that explains y worse than a constant picture does, beyond the noise, has run away.
+    diverged = misfit > spread + 4 * measurement.sigma.square() + 1e-4
+    status = tuple(
+        "failed: NaN or infinite values" if not ok else "failed: diverged (the residual exceeds the signal)" if far else "ok"
+        for ok, far in zip(finite.tolist(), diverged.tolist(), strict=True)
+    )
+    return Restoration(image, params, samples, {"x": x, **params}, nfe, status)

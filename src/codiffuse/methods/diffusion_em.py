@@ -1,0 +1,81 @@
+"""Diffusion EM: full posterior samples between M-steps (Laroche, Almansa, Coupete; WACV 2024, supplement, Alg. A.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from codiffuse.estimation.hqs import HQS
+from codiffuse.methods.base import Callback, Measurement, Restoration, StepInfo
+from codiffuse.methods.steps import delta_kernel
+from codiffuse.operators.blur import BlurOperator
+from codiffuse.randomness import NoiseSource
+
+
+class PosteriorSampler(Protocol):
+    """Draws samples given `measurement.known["kernel"]`: any non-blind method."""
+
+    def __call__(
+        self, measurement: Measurement, *, noise: NoiseSource, init=None, callback: Callback | None = None
+    ) -> Restoration: ...
+
+    def supports(self, operator: BlurOperator) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class DiffusionEM:
+    """L times: n posterior samples with the current kernel, then one M-step on them.
+
+    Attributes:
+        e_step: the non-blind sampler of Algorithm 1; its `num_particles` is n.
+        m_step: estimates the kernel from y and the samples.
+        num_iterations: L.
+        kernel_size: side of the unknown kernel, px.
+    """
+
+    e_step: PosteriorSampler
+    m_step: HQS
+    num_iterations: int = 10
+    kernel_size: int = 33
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def supports(self, operator: BlurOperator) -> str | None:
+        """`None`, or why not."""
+        return self.e_step.supports(operator)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        measurement: Measurement,
+        *,
+        noise: NoiseSource,
+        init: dict[str, Tensor] | None = None,
+        callback: Callback | None = None,
+    ) -> Restoration:
+        """Restore `measurement.y` and estimate its kernel; arguments as for the other methods."""
+        y, size = measurement.y, (self.kernel_size, self.kernel_size)
+        kernel = (init or {}).get("kernel")
+        kernel = delta_kernel(y, size) if kernel is None else kernel.to(y)
+        nfe = 0
+        for iteration in range(self.num_iterations):
+            # Alg. A.1, E-step: x^i ~ p(x0 | y, K_l) with Algorithm 1, fresh noise.
+            known = replace(measurement, known={"kernel": kernel})
+            drawn = self.e_step(known, noise=noise, callback=_shifted(callback, iteration, self.num_iterations))
+            nfe += drawn.nfe
+            # Alg. A.1, M-step: K_{l+1} from y and the samples, warm-started from K_l.
+            equations = measurement.operator.normal_equations(y, drawn.samples, kernel_size=size)
+            kernel = self.m_step(equations, measurement.sigma, kernel)
+        return replace(drawn, params={"kernel": kernel}, raw={**drawn.raw, "kernel": kernel}, nfe=nfe)
+
+
+def _shifted(callback: Callback | None, iteration: int, total: int) -> Callable[[StepInfo], None] | None:
+    """The same callback, counting the steps of all iterations."""
+    if callback is None:
+        return None
+    return lambda info: callback(
+        replace(info, number=iteration * info.total + info.number, total=total * info.total)
+    )

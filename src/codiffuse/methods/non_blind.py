@@ -1,0 +1,85 @@
+"""Non-blind diffusion deblurring with PiGDM or DPS guidance (Fast EM, Alg. 1): the oracles of the blind methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from codiffuse.errors import InputError
+from codiffuse.guidance.dps import DPS
+from codiffuse.guidance.pigdm import PiGDM
+from codiffuse.methods.base import Callback, Measurement, Restoration, StepInfo, restoration
+from codiffuse.methods.steps import ReverseProcess, denoise, lift, lower, start_particles, supports_blur
+from codiffuse.operators.blur import BlurOperator
+from codiffuse.priors.prior import Prior
+from codiffuse.randomness import NoiseSource
+
+
+@dataclass(frozen=True)
+class NonBlind:
+    """Posterior samples of the image, the kernel being known.
+
+    Attributes:
+        prior: of the image.
+        guidance: approximation of grad log p(y | x_t, K).
+        process: the reverse chain.
+        num_particles: n samples an image; the restoration is their mean.
+        particle_chunk: particles a network call; fewer hold less memory.
+    """
+
+    prior: Prior
+    guidance: PiGDM | DPS = field(default_factory=PiGDM)
+    process: ReverseProcess = field(default_factory=ReverseProcess)
+    num_particles: int = 1
+    particle_chunk: int | None = None
+    needs: ClassVar[tuple[str, ...]] = ("kernel",)
+
+    def supports(self, operator: BlurOperator) -> str | None:
+        """`None`, or why not."""
+        return supports_blur(operator)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        measurement: Measurement,
+        *,
+        noise: NoiseSource,
+        init: dict[str, Tensor] | None = None,
+        callback: Callback | None = None,
+    ) -> Restoration:
+        """Restore `measurement.y` with `measurement.known["kernel"]`.
+
+        Raises:
+            InputError: no kernel is known.
+        """
+        if "kernel" not in measurement.known:
+            raise InputError("Expected a known kernel for a non-blind method, got none; use a blind method.")
+        operator, kernel = measurement.operator, measurement.known["kernel"]
+        y, sigma = lift(measurement.y, measurement.sigma, self.prior)
+        size = kernel.shape[-2:]
+        shape = (len(y), self.num_particles, y.shape[1], *operator.image_shape(y.shape[-2:], kernel_size=size))
+        y_hat = torch.fft.rfft2(y).unsqueeze(1)
+        schedule = self.process.schedule()
+
+        # Fast EM, Alg. 1: x_T ~ N(0, I).
+        x_t = start_particles(self.process, schedule, self.prior.space.encode(y), shape, noise)
+        steps = schedule.steps()
+        for number, step in enumerate(steps, 1):
+            # Alg. 1, lines 2-3: eps-hat and x0-hat.
+            x0, fraction, pull_back = denoise(
+                self.prior, x_t, step, clip=self.process.clip == "denoised", chunk=self.particle_chunk
+            )
+            image = self.prior.space.decode(x0).clamp(0, 1)
+            # Alg. 1, line 4: g = grad log p(y | x_t, K), Eq. 16 or 17.
+            cotangent = self.guidance.cotangent(operator, y.unsqueeze(1), image, sigma, step, kernel=kernel, y_hat=y_hat)
+            gradient = pull_back(self.prior.space.decode_gradient(cotangent))
+            # Alg. 1, lines 5-7: the DDPM update with the conditional score.
+            z = noise.normal("step", shape, x_t)
+            x_t = self.process.advance(x_t, x0 + self.guidance.x0_shift(gradient, step), step, z, fraction)
+            if callback:
+                callback(StepInfo(number, len(steps), step.alpha_bar, image, {"kernel": kernel}))
+
+        return restoration(measurement, lower(self.prior.space.decode(x_t), measurement.y), {"kernel": kernel}, len(steps))

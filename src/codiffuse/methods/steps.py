@@ -1,0 +1,174 @@
+"""Pieces that the samplers share: the reverse process and the denoiser with its vector-Jacobian product.
+
+Shapes: particles `(B, n, C, H, W)`; folded to `(B n, C, H, W)` only inside a call of a network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from codiffuse.errors import InputError
+from codiffuse.operators.blur import BlurOperator
+from codiffuse.priors.prior import Denoised, Prior
+from codiffuse.randomness import NoiseSource
+from codiffuse.schedule import Schedule, Step, linear_schedule
+
+PullBack = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ReverseProcess:
+    """How x_t becomes x_{t-1}, given x0-hat.
+
+    Attributes:
+        num_steps: steps kept of the 1000 of the linear chain; `"ddimN"` keeps a constant integer stride.
+        start: share of the chain that is run: 1 starts from pure noise; less starts from a noisy version of `y`.
+        eta: 1 is ancestral sampling (DDPM), 0 deterministic (DDIM).
+        variance: sigma~_t^2 = `small` beta~_t, `large` beta_t, or `learned` by the network.
+        clip: where x0-hat is clipped to [-1, 1]: `denoised` before guidance, with the clip inside the gradient
+            (released), `guided` after guidance is added, `none`.
+    """
+
+    num_steps: int | str = 100
+    start: float = 1.0
+    eta: float = 1.0
+    variance: Literal["small", "large", "learned"] = "small"
+    clip: Literal["denoised", "guided", "none"] = "denoised"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.start <= 1 or not 0 <= self.eta <= 1:
+            raise InputError(f"Expected start in (0, 1] and eta in [0, 1], got {self.start} and {self.eta}.")
+        if self.variance not in ("small", "large", "learned"):
+            raise InputError(f"Expected variance small, large or learned, got {self.variance!r}.")
+        if self.clip not in ("denoised", "guided", "none"):
+            raise InputError(f"Expected clip denoised, guided or none, got {self.clip!r}.")
+
+    def schedule(self) -> Schedule:
+        """The running chain."""
+        chain = linear_schedule()
+        kept = round(self.start * len(chain))
+        if kept < len(chain):
+            chain = Schedule(chain.betas[:kept], chain.original_steps[:kept], chain.num_original)
+        return chain.respaced(self.num_steps)
+
+    def advance(self, x_t: Tensor, x0: Tensor, step: Step, z: Tensor, variance_fraction: Tensor | None = None) -> Tensor:
+        """x_{t-1} from x_t and the (guided) x0-hat, all in diffusion coordinates; z is standard normal noise."""
+        if self.clip == "guided":
+            x0 = x0.clamp(-1, 1)
+        spread = self.eta**2 * step.posterior_variance
+        eps = (x_t - math.sqrt(step.alpha_bar) * x0) / math.sqrt(1 - step.alpha_bar)
+        mean = math.sqrt(step.alpha_bar_prev) * x0 + math.sqrt(max(1 - step.alpha_bar_prev - spread, 0)) * eps
+        if step.index == 0:
+            return mean
+        return mean + self._noise_std(step, variance_fraction) * z
+
+    def _noise_std(self, step: Step, variance_fraction: Tensor | None) -> float | Tensor:
+        if self.variance == "learned":
+            if variance_fraction is None:
+                raise InputError("Expected a prior with learned variance, got one without; use variance=small.")
+            return self.eta * (0.5 * learned_log_variance(variance_fraction, step)).exp()
+        return self.eta * math.sqrt(step.beta if self.variance == "large" else step.posterior_variance)
+
+
+def learned_log_variance(variance_fraction: Tensor, step: Step) -> Tensor:
+    """The log-variance of a network that interpolates between log beta~_t (0) and log beta_t (1)."""
+    return variance_fraction * math.log(step.beta) + (1 - variance_fraction) * step.posterior_log_variance
+
+
+def denoise(
+    prior: Prior, x_t: Tensor, step: Step, *, clip: bool, chunk: int | None = None
+) -> tuple[Tensor, Tensor | None, PullBack]:
+    """x0-hat of every particle, and its vector-Jacobian product.
+
+    Args:
+        prior: of the image.
+        x_t: `(B, n, C, H, W)`.
+        step: where in the chain.
+        clip: clip x0-hat to [-1, 1], inside the gradient.
+        chunk: particles a network call; fewer hold less memory, at the cost of a second forward pass each.
+
+    Returns:
+        x0-hat `(B, n, C, H, W)` in diffusion coordinates, the variance fraction likewise or `None`, and a function that
+        maps a cotangent of x0-hat in diffusion coordinates to the gradient with respect to `x_t`.
+    """
+    shape, particles = x_t.shape, x_t.flatten(0, 1)
+
+    def run(x: Tensor) -> Denoised:
+        alpha_bar = torch.full((len(x),), step.alpha_bar, dtype=torch.float64, device=x.device)
+        denoised = prior.denoise(x, alpha_bar)
+        return Denoised(denoised.x0.clamp(-1, 1), denoised.variance_fraction) if clip else denoised
+
+    if chunk is None or chunk >= len(particles):
+        leaf = particles.detach().requires_grad_()
+        with torch.enable_grad():
+            denoised = run(leaf)
+
+        def pull_back(cotangent: Tensor) -> Tensor:
+            return torch.autograd.grad(denoised.x0, leaf, cotangent.flatten(0, 1))[0].reshape(shape)
+
+        return *_unfold(denoised, shape), pull_back
+
+    with torch.no_grad():
+        parts = [run(part) for part in particles.split(chunk)]
+    fractions = None if parts[0].variance_fraction is None else torch.cat([p.variance_fraction for p in parts])
+
+    def pull_back_in_chunks(cotangent: Tensor) -> Tensor:
+        gradients = []
+        for part, weight in zip(particles.split(chunk), cotangent.flatten(0, 1).split(chunk), strict=True):
+            leaf = part.detach().requires_grad_()
+            with torch.enable_grad():
+                x0 = run(leaf).x0
+            gradients.append(torch.autograd.grad(x0, leaf, weight)[0])
+        return torch.cat(gradients).reshape(shape)
+
+    return *_unfold(Denoised(torch.cat([p.x0 for p in parts]), fractions), shape), pull_back_in_chunks
+
+
+def start_particles(process: ReverseProcess, schedule: Schedule, start: Tensor, shape: tuple[int, ...], noise: NoiseSource) -> Tensor:
+    """x_T: pure noise, or the noisy version of `start` `(B, C, H, W)` (diffusion coordinates) when the chain is cut."""
+    x_T = noise.normal("init", shape, start)
+    if process.start == 1:
+        return x_T
+    alpha_bar = float(schedule.alpha_bar[-1])
+    return math.sqrt(alpha_bar) * start.unsqueeze(1) + math.sqrt(1 - alpha_bar) * x_T
+
+
+def _unfold(denoised: Denoised, shape: torch.Size) -> tuple[Tensor, Tensor | None]:
+    fraction = denoised.variance_fraction
+    return denoised.x0.detach().reshape(shape), None if fraction is None else fraction.detach().reshape(shape)
+
+
+def delta_kernel(y: Tensor, size: tuple[int, int]) -> Tensor:
+    """`(B, 1, h, w)`: no blur, where every blind method starts unless told otherwise."""
+    kernel = y.new_zeros(len(y), 1, *size)
+    kernel[..., size[0] // 2, size[1] // 2] = 1
+    return kernel
+
+
+def lift(y: Tensor, sigma: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:
+    """A measurement in the prior's number of channels.
+
+    A gray measurement under a colour prior is repeated over the three channels. The copies share one noise, so together
+    they must weigh as one observation: sigma grows by sqrt(3).
+    """
+    if y.shape[1] == prior.channels:
+        return y, sigma
+    if y.shape[1] == 1:
+        return y.expand(-1, prior.channels, -1, -1), sigma * math.sqrt(prior.channels)
+    raise InputError(f"Expected a measurement of 1 or {prior.channels} channels for this prior, got {y.shape[1]}.")
+
+
+def lower(x: Tensor, y: Tensor) -> Tensor:
+    """Samples `(B, n, C, H, W)` in the measurement's channels: the inverse of `lift`, by the mean."""
+    return x if x.shape[2] == y.shape[1] else x.mean(2, keepdim=True)
+
+
+def supports_blur(operator: object) -> str | None:
+    """`None` for a blur, else the reason why these samplers cannot use the operator."""
+    return None if isinstance(operator, BlurOperator) else f"needs a blur operator, got {type(operator).__name__}"

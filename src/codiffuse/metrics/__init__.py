@@ -1,0 +1,22 @@
+"""Scores of images and kernels, one number an image, and the statistics over images."""
+
+from codiffuse.metrics.image import align, psnr, psnr_aligned, reblur, ssim
+from codiffuse.metrics.kernel import kernel_mse, kernel_shift, mnc
+from codiffuse.metrics.perceptual import Lpips, find_lpips_weights
+from codiffuse.metrics.statistics import Interval, bootstrap_ci, paired_difference
+
+__all__ = [
+    "Interval",
+    "Lpips",
+    "align",
+    "bootstrap_ci",
+    "find_lpips_weights",
+    "kernel_mse",
+    "kernel_shift",
+    "mnc",
+    "paired_difference",
+    "psnr",
+    "psnr_aligned",
+    "reblur",
+    "ssim",
+]

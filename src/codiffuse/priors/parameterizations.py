@@ -1,0 +1,105 @@
+"""What a score network predicts, and how x0-hat follows from it.
+
+Every parameterisation is three maps over `x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps`; this is the only place
+where eps, v, x0 and EDM networks differ. `alpha_bar` is `(B,)`, everything else `(B, C, H, W)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from codiffuse.schedule import spread, tweedie_x0
+
+
+class Parameterization(Protocol):
+    """Maps between a network's output and x0-hat."""
+
+    def network_input(self, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+        """What the network is fed."""
+        ...
+
+    def x0(self, x_t: Tensor, output: Tensor, alpha_bar: Tensor) -> Tensor:
+        """x0-hat from the network's output."""
+        ...
+
+    def target(self, x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
+        """The output that a perfect network would give; training minimises the squared distance to it."""
+        ...
+
+
+class _PlainInput:
+    def network_input(self, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+        return x_t
+
+
+@dataclass(frozen=True)
+class EpsPrediction(_PlainInput):
+    """The network predicts the noise (Ho et al. 2020)."""
+
+    def x0(self, x_t: Tensor, output: Tensor, alpha_bar: Tensor) -> Tensor:
+        return tweedie_x0(x_t, output, alpha_bar)
+
+    def target(self, x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
+        return eps
+
+
+@dataclass(frozen=True)
+class VPrediction(_PlainInput):
+    """The network predicts v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (Salimans & Ho 2022)."""
+
+    def x0(self, x_t: Tensor, output: Tensor, alpha_bar: Tensor) -> Tensor:
+        bar = spread(alpha_bar, x_t)
+        return bar.sqrt() * x_t - (1 - bar).sqrt() * output
+
+    def target(self, x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
+        bar = spread(alpha_bar, x0)
+        return bar.sqrt() * eps - (1 - bar).sqrt() * x0
+
+
+@dataclass(frozen=True)
+class X0Prediction(_PlainInput):
+    """The network predicts the clean variable."""
+
+    def x0(self, x_t: Tensor, output: Tensor, alpha_bar: Tensor) -> Tensor:
+        return output
+
+    def target(self, x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
+        return x0
+
+
+@dataclass(frozen=True)
+class EdmPrediction:
+    """EDM preconditioning (Karras et al. 2022, Table 1) of x_t / sqrt(alpha_bar) = x0 + sigma n.
+
+    sigma = sqrt((1 - alpha_bar) / alpha_bar); x0-hat = c_skip x + c_out F(c_in x). The unit-weight loss on F is EDM's.
+
+    Attributes:
+        sigma_data: standard deviation of the data in diffusion coordinates.
+    """
+
+    sigma_data: float = 0.5
+
+    def network_input(self, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+        bar = spread(alpha_bar, x_t)
+        return x_t / (1 - bar + bar * self.sigma_data**2).sqrt()  # c_in x_t / sqrt(alpha_bar)
+
+    def x0(self, x_t: Tensor, output: Tensor, alpha_bar: Tensor) -> Tensor:
+        c_skip, c_out = self._c_skip_out(alpha_bar, x_t)
+        return c_skip * x_t + c_out * output
+
+    def target(self, x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
+        bar = spread(alpha_bar, x0)
+        c_skip, c_out = self._c_skip_out(alpha_bar, x0)
+        # (x0 - c_skip x_t) / c_out, written without the cancellation that float32 would suffer at small noise.
+        total = 1 - bar + bar * self.sigma_data**2
+        return ((1 - bar) / total * x0 - c_skip * (1 - bar).sqrt() * eps) / c_out
+
+    def _c_skip_out(self, alpha_bar: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """c_skip / sqrt(alpha_bar) (it multiplies x_t) and c_out."""
+        bar = spread(alpha_bar, like)
+        total = 1 - bar + bar * self.sigma_data**2
+        return self.sigma_data**2 * bar.sqrt() / total, self.sigma_data * ((1 - bar) / total).sqrt()
+

@@ -1,0 +1,1 @@
+"""Random degradations: motion and Gaussian blur kernels, turbulence."""

@@ -1,0 +1,106 @@
+"""One training run: its trainer, its checkpoints, and how it resumes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger
+
+from codiffuse.errors import InputError
+from codiffuse.training.ema import EMA
+
+logger = logging.getLogger(__name__)
+
+
+def fit(
+    module: pl.LightningModule,
+    data: pl.LightningDataModule,
+    run_dir: Path,
+    *,
+    trainer: Mapping[str, Any],
+    callbacks: Sequence[pl.Callback] = (),
+    extra_logger: Logger | None = None,
+    ema_decay: float = 0.999,
+    checkpoint_minutes: float = 5.0,
+    resume: str = "auto",
+    threads: int | None = None,
+) -> Path:
+    """Train, writing `checkpoints/`, `metrics.csv` and `samples/` below `run_dir`.
+
+    Args:
+        module: what to train.
+        data: what to train on.
+        run_dir: a folder that stays the same when the run is started again.
+        trainer: arguments of Lightning's `Trainer`.
+        callbacks: beside averaging, checkpoints and the progress bar.
+        extra_logger: beside the CSV log, which is always written.
+        ema_decay: of the averaged weights, which validation and checkpoints use.
+        checkpoint_minutes: time between checkpoints; one is also written at the end and on an exception.
+        resume: `auto` continues from the newest checkpoint of `run_dir` if there is one, `must` insists on one, `never`
+            refuses a folder that has one.
+        threads: of torch on the CPU; `None` leaves torch's choice.
+
+    Returns:
+        The last checkpoint.
+    """
+    checkpoint = newest_checkpoint(run_dir / "checkpoints")
+    if resume not in ("auto", "must", "never"):
+        raise InputError(f"Expected resume=auto, must or never, got {resume!r}.")
+    if resume == "must" and checkpoint is None:
+        raise InputError(f"Expected a checkpoint in {run_dir / 'checkpoints'}, found none; use resume=auto to start.")
+    if resume == "never" and checkpoint is not None:
+        raise InputError(f"Expected an empty run folder, found {checkpoint}; use resume=auto or another run_id.")
+    if threads:
+        torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high")
+    saver = _saver(run_dir / "checkpoints", checkpoint_minutes)
+    loggers: list[Logger] = [CSVLogger(run_dir, name=None, version=""), *([extra_logger] if extra_logger else [])]
+    engine = pl.Trainer(
+        default_root_dir=run_dir,
+        logger=loggers,
+        callbacks=[EMA(ema_decay), saver, TQDMProgressBar(refresh_rate=20), *callbacks],
+        max_epochs=-1,
+        check_val_every_n_epoch=None,
+        use_distributed_sampler=False,
+        inference_mode=False,
+        num_sanity_val_steps=0,
+        **trainer,
+    )
+    if checkpoint:
+        logger.info("Resuming from %s.", checkpoint)
+    engine.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    engine.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
+    return run_dir / "checkpoints" / "last.ckpt"
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest global step, unreadable ones passed over."""
+    found: list[tuple[int, float, Path]] = []
+    for path in folder.glob("*.ckpt"):
+        try:
+            step = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        except (OSError, RuntimeError, KeyError, EOFError) as error:
+            logger.warning("Passing over the unreadable checkpoint %s (%s).", path, error)
+            continue
+        found.append((step, path.stat().st_mtime, path))
+    return max(found)[2] if found else None
+
+
+def _saver(folder: Path, minutes: float) -> ModelCheckpoint:
+    from datetime import timedelta
+
+    return ModelCheckpoint(
+        dirpath=folder,
+        filename="{step}",
+        train_time_interval=timedelta(minutes=minutes),
+        save_top_k=1,
+        save_last=True,
+        save_on_exception=True,
+        enable_version_counter=False,
+    )

@@ -1,0 +1,96 @@
+"""Training of diffusion priors by denoising score matching."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codiffuse.schedule import add_noise
+from codiffuse.training.module import TrainingModule
+
+VALIDATION_SIGMAS = (0.02, 0.1, 0.3, 1.0, 5.0, 50.0)
+
+
+class ScoreModule(TrainingModule):
+    """Denoising score matching in the units of the network's output, for any parameterisation.
+
+    The noise-to-signal ratio sigma = sqrt((1 - alpha_bar) / alpha_bar) is log-normal where pictures are made, and
+    log-uniform over the sampler's whole chain for the rest: a VP chain of 1000 linear steps runs from 157 to 0.01.
+
+    Args:
+        spec: the prior, as in a zoo `config.yaml`.
+        log_sigma_mean: mean of ln sigma in the log-normal part (sigma in diffusion coordinates, images in [-1, 1]).
+        log_sigma_std: its standard deviation.
+        uniform_share: share of samples from the log-uniform part.
+        sigma_range: range of the log-uniform part.
+        learning_rate: see `TrainingModule`, like the arguments after it.
+    """
+
+    def __init__(
+        self,
+        spec: Mapping[str, Any],
+        log_sigma_mean: float = -1.2,
+        log_sigma_std: float = 1.4,
+        uniform_share: float = 0.2,
+        sigma_range: tuple[float, float] = (0.008, 160.0),
+        learning_rate: float = 1e-3,
+        warmup_steps: int = 500,
+        weight_decay: float = 0.0,
+        optimizer: str = "adamw",
+        seed: int = 0,
+        init: str | None = None,
+    ) -> None:
+        super().__init__(spec, learning_rate, warmup_steps, weight_decay, optimizer, seed, init)
+        self.save_hyperparameters()
+        self.log_sigma_mean, self.log_sigma_std = log_sigma_mean, log_sigma_std
+        self.uniform_share, self.sigma_range = uniform_share, sigma_range
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        generator = self.step_generator()
+        loss = self.loss(batch, self.draw_alpha_bar(len(batch), generator), generator).mean()
+        self.log_loss(loss, len(batch))
+        return loss
+
+    def draw_alpha_bar(self, count: int, generator: torch.Generator) -> Tensor:
+        """`(count,)` float64 alpha_bar from the noise law, stratified over the batch."""
+        on = {"device": generator.device, "dtype": torch.float64}
+        u = (torch.arange(count, **on) + torch.rand(count, generator=generator, **on)) / count
+        u = u[torch.randperm(count, generator=generator, device=generator.device)]
+        normal = self.log_sigma_mean + self.log_sigma_std * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6))
+        low, high = torch.tensor(self.sigma_range, **on).log()
+        uniform = torch.rand(count, generator=generator, **on) < self.uniform_share
+        log_sigma = torch.where(uniform, low + u * (high - low), normal.clamp(low, high))
+        return 1 / (1 + (2 * log_sigma).exp())
+
+    def loss(self, physical: Tensor, alpha_bar: Tensor, generator: torch.Generator) -> Tensor:
+        """`(B,)` mean squared error of the network's output against its target."""
+        x0, eps, x_t = self._noisy(physical, alpha_bar, generator)
+        output = self.model.output(x_t, alpha_bar)
+        target = self.model.parameterization.target(x0, eps, alpha_bar)
+        return (output.float() - target).square().flatten(1).mean(1)
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Loss and denoising PSNR in each noise band, on the same noise every time."""
+        total = 0.0
+        for sigma in VALIDATION_SIGMAS:
+            generator = torch.Generator(batch.device).manual_seed(batch_idx)
+            alpha_bar = torch.full((len(batch),), 1 / (1 + sigma**2), dtype=torch.float64, device=batch.device)
+            x0, eps, x_t = self._noisy(batch, alpha_bar, generator)
+            output = self.model.output(x_t, alpha_bar).float()
+            loss = (output - self.model.parameterization.target(x0, eps, alpha_bar)).square().mean()
+            denoised = self.model.space.decode(self.model.parameterization.x0(x_t, output, alpha_bar)).clamp(0, 1)
+            psnr = -10 * (denoised - batch).square().flatten(1).mean(1).log10().mean()
+            self.log(f"val/loss_sigma_{sigma:g}", loss, batch_size=len(batch))
+            self.log(f"val/psnr_sigma_{sigma:g}", psnr, batch_size=len(batch))
+            total = total + loss / len(VALIDATION_SIGMAS)
+        self.log("val/loss", total, prog_bar=True, batch_size=len(batch))
+
+    def _noisy(
+        self, physical: Tensor, alpha_bar: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x0 = self.model.space.encode(physical)
+        eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+        return x0, eps, add_noise(x0, eps, alpha_bar)

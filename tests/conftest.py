@@ -1,0 +1,46 @@
+"""Shared test fixtures: where the data are, and one thread each so that parallel workers do not fight."""
+
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def _folder(variable: str) -> Path:
+    value = os.environ.get(variable)
+    if not value or not Path(value).is_dir():
+        pytest.skip(f"{variable} does not name a folder")
+    return Path(value)
+
+
+@pytest.fixture(scope="session")
+def fixtures_dir() -> Path:
+    """Folder with the recorded numbers of the published programs."""
+    return _folder("CODIFFUSE_FIXTURES")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder with the data sets."""
+    return _folder("CODIFFUSE_DATA")
+
+
+@pytest.fixture(scope="session")
+def fixture_npz(fixtures_dir):
+    """Loads one recorded `.npz` file by its path below the fixtures folder."""
+    return lambda name: dict(np.load(fixtures_dir / name))
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """A test that reaches for the network fails at once instead of depending on it."""
+
+    def refuse(self, address):
+        raise RuntimeError(f"network access in a test: {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
