@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from codiffuse.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# Settings that change how a run is carried out, not what it computes: they may differ when it is continued.
+HOW_NOT_WHAT = ("device", "precision", "batch_size", "threads", "limit", "lpips", "animate", "run_id", "resume")
 
 
 def config_dir() -> Path:
@@ -21,6 +30,53 @@ def config_dir() -> Path:
 def train() -> None:
     """Entry point of `train.py`."""
     _hydra_main(_train, "train")
+
+
+def infer() -> None:
+    """Entry point of `infer.py`."""
+    _hydra_main(_infer, "infer")
+
+
+def main() -> None:
+    """Entry point of `codiffuse`: `doctor`, `zoo`, `export`; `infer` and `train` take Hydra overrides."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="codiffuse", description="Diffusion priors for blind inverse problems.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("doctor", help="versions, devices, memory, priors and data found")
+    commands.add_parser("zoo", help="names and cards of the priors found")
+    export = commands.add_parser("export", help="make a zoo folder from a training checkpoint")
+    export.add_argument("checkpoint", type=Path, help="a .ckpt written by train.py")
+    export.add_argument("name", help="name of the zoo entry, or a folder")
+    export.add_argument("--card", type=Path, help="text to use as the model card")
+    for name in ("infer", "train"):
+        commands.add_parser(name, help=f"the same as {name}.py", add_help=False)
+    arguments, overrides = parser.parse_known_args()
+    if arguments.command in ("infer", "train"):
+        sys.argv = [arguments.command, *overrides]
+        return infer() if arguments.command == "infer" else train()
+    if overrides:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    try:
+        _command(arguments)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def _command(arguments: Any) -> None:
+    if arguments.command == "doctor":
+        from codiffuse.doctor import report
+
+        print(report())
+    elif arguments.command == "zoo":
+        from codiffuse.priors import zoo
+
+        for name in zoo.zoo_names():
+            print(f"{name:24s} {zoo.find(name)}")
+    else:
+        from codiffuse.training.export import export
+
+        print(export(arguments.checkpoint, arguments.name, arguments.card))
 
 
 def _train(cfg: DictConfig) -> None:
@@ -46,11 +102,107 @@ def _train(cfg: DictConfig) -> None:
     )
 
 
-def _hydra_main(task, config_name: str) -> None:
+def _infer(cfg: DictConfig) -> None:
+    import torch
+    from hydra.core.hydra_config import HydraConfig
+
+    from codiffuse.inference.provenance import header, resolve_device
+    from codiffuse.inference.runner import Runner
+    from codiffuse.inference.scoring import Scorer, find_lpips
+    from codiffuse.inference.writers import RunFolder
+
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    choices = HydraConfig.get().runtime.choices
+    cfg.device = str(resolve_device(cfg.device))
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    if plain["threads"]:
+        torch.set_num_threads(plain["threads"])
+    _keep_settings(plain, run_dir / "config.yaml")
+    build = hydra.utils.instantiate
+    operator, source = build(plain["operator"]), build(plain["data"])
+    folder = RunFolder(run_dir)
+    runner = Runner(
+        method=build(plain["method"]),
+        name=choices["method"],
+        operator=operator,
+        folder=folder,
+        scorer=Scorer(operator, find_lpips() if plain["lpips"] else None),
+        device=torch.device(plain["device"]),
+        seed=plain["seed"],
+        batch_size=plain["batch_size"] or (1 if plain["device"] == "cpu" else 8),
+        num_frames=24 if plain["animate"] else 0,
+    )
+    rows = runner.run(source)
+    described = header(plain["device"], method=runner.name, experiment=plain["experiment_name"], run_id=plain["run_id"])
+    summary = folder.finish(source.ids, described | {"settings": _settings(plain)})
+    print(_closing_lines(summary, rows, run_dir))
+    if summary["failed"]:
+        sys.exit(1)
+
+
+def _keep_settings(plain: dict[str, Any], path: Path) -> None:
+    """Save the settings; refuse a folder whose results were made with others."""
+    if path.exists() and (path.parent / "results.jsonl").exists():
+        before = OmegaConf.to_container(OmegaConf.load(path))
+        differing = sorted(
+            key for key in plain.keys() | before.keys() if key not in HOW_NOT_WHAT and plain.get(key) != before.get(key)
+        )
+        if differing:
+            raise InputError(
+                f"Expected the settings that {path.parent} was made with, got others for {', '.join(differing)}; "
+                "choose another run_id, or remove the folder."
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(plain, path)
+
+
+def _settings(plain: dict[str, Any]) -> dict[str, Any]:
+    """The plain values that a reader of the report wants to see."""
+    return {key: value for key, value in plain.items() if not isinstance(value, dict) and value is not None}
+
+
+def _closing_lines(summary: dict[str, Any], rows: list[dict[str, Any]], run_dir: Path) -> str:
+    names = {
+        "psnr_measurement_aligned": "PSNR before",
+        "psnr_aligned": "PSNR after",
+        "gain": "gain",
+        "kernel_mnc": "kernel match (MNC)",
+    }
+    known = [(label, summary["metrics"].get(key)) for key, label in names.items()]
+    numbers = [f"{label} {value['mean']:.2f}" for label, value in known if value and value["n"]]
+    lines = [f"{len(rows) - summary['failed']} of {len(rows)} images restored" + ("; " + ", ".join(numbers) if numbers else "")]
+    lines += [f"  failed: {row['id']}: {row['status'].removeprefix('failed: ')}" for row in rows if row["status"] != "ok"]
+    return "\n".join([*lines, f"pictures: {run_dir / 'images'}", f"report:   {run_dir / 'report.html'}"])
+
+
+def _hydra_main(task: Callable[[DictConfig], None], config_name: str) -> None:
     def guarded(cfg: DictConfig) -> None:
         try:
             task(cfg)
         except InputError as error:
             sys.exit(f"error: {error}")
+        except (hydra.errors.InstantiationException, OmegaConfBaseException) as error:
+            cause = error.__cause__
+            if isinstance(cause, InputError) or isinstance(error, OmegaConfBaseException):
+                sys.exit(f"error: {cause if isinstance(cause, InputError) else error}")
+            raise
 
+    OmegaConf.register_new_resolver("codiffuse.slug", _slug, replace=True)
+    OmegaConf.register_new_resolver("codiffuse.number", _number, replace=True)
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(guarded)()
+
+
+def _slug(name: str, settings: str) -> str:
+    """`name`, with a short hash of the settings that were asked for: the same command finds its folder again."""
+    return f"{name}-{hashlib.blake2b(settings.encode(), digest_size=3).hexdigest()}" if settings else name
+
+
+def _number(value: Any) -> float | None:
+    """A number, or a fraction as people write noise levels: `5/255`."""
+    if value is None or isinstance(value, int | float):
+        return value
+    above, _, below = str(value).partition("/")
+    try:
+        return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"Expected a number or a fraction such as 5/255, got {value!r}.") from None

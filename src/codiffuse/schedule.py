@@ -128,28 +128,36 @@ def spread(per_image: Tensor, like: Tensor) -> Tensor:
     return per_image.to(like).reshape(-1, *(1,) * (like.ndim - 1))
 
 
+def signal_and_noise(alpha_bar: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """sqrt(alpha_bar) and sqrt(1 - alpha_bar), `(B,)`, spread like `like`.
+
+    Both are taken in the precision of `alpha_bar`: in float32, 1 - alpha_bar has only three digits near the data.
+    """
+    return spread(alpha_bar.sqrt(), like), spread((1 - alpha_bar).sqrt(), like)
+
+
 def tweedie_x0(x_t: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
     """x0-hat = (x_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar)  (Fast EM, Eq. 12 with the bar restored)."""
-    bar = spread(alpha_bar, x_t)
-    return (x_t - (1 - bar).sqrt() * eps) / bar.sqrt()
+    signal, noise = signal_and_noise(alpha_bar, x_t)
+    return (x_t - noise * eps) / signal
 
 
 def eps_from_x0(x_t: Tensor, x0: Tensor, alpha_bar: Tensor) -> Tensor:
     """The noise that `x0` implies in `x_t`; the inverse of `tweedie_x0`."""
-    bar = spread(alpha_bar, x_t)
-    return (x_t - bar.sqrt() * x0) / (1 - bar).sqrt()
+    signal, noise = signal_and_noise(alpha_bar, x_t)
+    return (x_t - signal * x0) / noise
 
 
 def score_from_x0(x_t: Tensor, x0: Tensor, alpha_bar: Tensor) -> Tensor:
     """grad log p(x_t) = (sqrt(alpha_bar) x0 - x_t) / (1 - alpha_bar)  (Tweedie; Fast EM, Eq. 13)."""
-    bar = spread(alpha_bar, x_t)
-    return (bar.sqrt() * x0 - x_t) / (1 - bar)
+    signal, noise = signal_and_noise(alpha_bar, x_t)
+    return (signal * x0 - x_t) / noise.square()
 
 
 def add_noise(x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
     """q(x_t | x_0): sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps  (Fast EM, Eq. 11)."""
-    bar = spread(alpha_bar, x0)
-    return bar.sqrt() * x0 + (1 - bar).sqrt() * eps
+    signal, noise = signal_and_noise(alpha_bar, x0)
+    return signal * x0 + noise * eps
 
 
 def _full(betas: Tensor) -> Schedule:
@@ -169,4 +177,6 @@ def _ddim_steps(steps: str, available: int) -> list[int]:
     for stride in range(1, available) if count else ():
         if len(range(0, available, stride)) == count:
             return list(range(0, available, stride))
-    raise InputError(f"Expected a number of steps or 'ddimN' with an integer stride through {available}, got {steps!r}.")
+    raise InputError(
+        f"Expected a number of steps or 'ddimN' with an integer stride through {available}, got {steps!r}."
+    )

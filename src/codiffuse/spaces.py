@@ -7,9 +7,11 @@ non-negative and sum to one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
+
+from codiffuse.errors import InputError
 
 
 class Space(Protocol):
@@ -44,11 +46,15 @@ class KernelSpace:
     """Kernels `(B, 1, h, w)` on the simplex <-> [-1, 1].
 
     Attributes:
-        scaling: `max` divides by the largest value, so that every kernel fills the range; `sum` keeps the sum-one scale,
-            2 k - 1, as the published kernel networks do. Both decode alike: the absolute scale is free.
+        scaling: `max` divides by the largest value, so that every kernel fills the range; `sum` keeps the sum-one
+            scale, 2 k - 1, as the published kernel networks do. Both decode alike: the absolute scale is free.
     """
 
-    scaling: str = "max"
+    scaling: Literal["max", "sum"] = "max"
+
+    def __post_init__(self) -> None:
+        if self.scaling not in ("max", "sum"):
+            raise InputError(f"Expected scaling max or sum, got {self.scaling!r}.")
 
     def encode(self, physical: Tensor) -> Tensor:
         scaled = physical / physical.amax((-2, -1), keepdim=True) if self.scaling == "max" else physical

@@ -75,7 +75,7 @@ class Restoration:
         image: `(B, C, H, W)` in [0, 1]: the mean of the samples.
         params: operator parameters, such as `kernel` `(B, 1, h, w)`.
         samples: `(B, n, C, H, W)` in [0, 1].
-        raw: final variables as the sampler left them, for comparison with other programs.
+        raw: final variables as the sampler left them, on the operator's canvas, not clipped.
         nfe: network calls an image: forward passes through the image network, each with one backward pass.
         status: per image `ok`, or `failed: reason`.
     """
@@ -110,11 +110,11 @@ class Method(Protocol):
 
 
 def restoration(measurement: Measurement, x: Tensor, params: dict[str, Tensor], nfe: int) -> Restoration:
-    """Close a run: clip, average the samples, and mark what diverged.
+    """Close a run: clip, average the samples, crop them to the frame, and mark what diverged.
 
     Args:
         measurement: what was restored.
-        x: `(B, n, C, H, W)` final samples in [0, 1] units, not clipped.
+        x: `(B, n, C, H, W)` final samples in [0, 1] units, not clipped, on the operator's canvas.
         params: final operator parameters.
         nfe: network calls an image.
     """
@@ -131,4 +131,5 @@ def restoration(measurement: Measurement, x: Tensor, params: dict[str, Tensor], 
         "failed: NaN or infinite values" if not ok else "failed: diverged (the residual exceeds the signal)" if far else "ok"
         for ok, far in zip(finite.tolist(), diverged.tolist(), strict=True)
     )
-    return Restoration(image, params, samples, {"x": x, **params}, nfe, status)
+    samples = measurement.operator.crop_to_frame(samples, kernel_size=params["kernel"].shape[-2:])
+    return Restoration(samples.mean(1), params, samples, {"x": x, **params}, nfe, status)

@@ -67,7 +67,8 @@ class DiffusionEM:
             drawn = self.e_step(known, noise=noise, callback=_shifted(callback, iteration, self.num_iterations))
             nfe += drawn.nfe
             # Alg. A.1, M-step: K_{l+1} from y and the samples, warm-started from K_l.
-            equations = measurement.operator.normal_equations(y, drawn.samples, kernel_size=size)
+            samples = drawn.raw["x"].clamp(0, 1)
+            equations = measurement.operator.normal_equations(y, samples, kernel_size=size)
             kernel = self.m_step(equations, measurement.sigma, kernel)
         return replace(drawn, params={"kernel": kernel}, raw={**drawn.raw, "kernel": kernel}, nfe=nfe)
 

@@ -12,6 +12,7 @@ from codiffuse.estimation.hqs import HQS
 from codiffuse.guidance.dps import DPS
 from codiffuse.guidance.pigdm import PiGDM
 from codiffuse.methods.base import Callback, Measurement, Restoration, StepInfo, restoration
+from codiffuse.methods.memory import particles_that_fit
 from codiffuse.methods.steps import ReverseProcess, delta_kernel, denoise, lift, lower, start_particles, supports_blur
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.priors.prior import Prior
@@ -29,7 +30,7 @@ class FastEM:
         process: the reverse chain.
         num_particles: n; the restoration is the mean of the n samples.
         kernel_size: side of the unknown kernel, px.
-        particle_chunk: particles a network call; fewer hold less memory.
+        particle_chunk: particles a network call; `None` takes as many as the free memory holds.
     """
 
     prior: Prior
@@ -69,6 +70,7 @@ class FastEM:
         kernel = delta_kernel(y, size) if kernel is None else kernel.to(y)
         shape = (len(y), self.num_particles, y.shape[1], *operator.image_shape(y.shape[-2:], kernel_size=size))
         y_hat = torch.fft.rfft2(y)
+        chunk = self.particle_chunk or particles_that_fit(self.prior, shape)
         schedule = self.process.schedule()
 
         # Fast EM, Alg. 2: x_T ~ N(0, I), n particles.
@@ -77,7 +79,7 @@ class FastEM:
         for number, step in enumerate(steps, 1):
             # Alg. 2, lines 2-3: eps-hat and x0-hat.
             x0, fraction, pull_back = denoise(
-                self.prior, x_t, step, clip=self.process.clip == "denoised", chunk=self.particle_chunk
+                self.prior, x_t, step, clip=self.process.clip == "denoised", chunk=chunk
             )
             image = self.prior.space.decode(x0).clamp(0, 1)
             image_hat = torch.fft.rfft2(image)

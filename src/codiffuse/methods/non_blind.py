@@ -12,6 +12,7 @@ from codiffuse.errors import InputError
 from codiffuse.guidance.dps import DPS
 from codiffuse.guidance.pigdm import PiGDM
 from codiffuse.methods.base import Callback, Measurement, Restoration, StepInfo, restoration
+from codiffuse.methods.memory import particles_that_fit
 from codiffuse.methods.steps import ReverseProcess, denoise, lift, lower, start_particles, supports_blur
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.priors.prior import Prior
@@ -27,7 +28,7 @@ class NonBlind:
         guidance: approximation of grad log p(y | x_t, K).
         process: the reverse chain.
         num_particles: n samples an image; the restoration is their mean.
-        particle_chunk: particles a network call; fewer hold less memory.
+        particle_chunk: particles a network call; `None` takes as many as the free memory holds.
     """
 
     prior: Prior
@@ -62,6 +63,7 @@ class NonBlind:
         size = kernel.shape[-2:]
         shape = (len(y), self.num_particles, y.shape[1], *operator.image_shape(y.shape[-2:], kernel_size=size))
         y_hat = torch.fft.rfft2(y).unsqueeze(1)
+        chunk = self.particle_chunk or particles_that_fit(self.prior, shape)
         schedule = self.process.schedule()
 
         # Fast EM, Alg. 1: x_T ~ N(0, I).
@@ -70,7 +72,7 @@ class NonBlind:
         for number, step in enumerate(steps, 1):
             # Alg. 1, lines 2-3: eps-hat and x0-hat.
             x0, fraction, pull_back = denoise(
-                self.prior, x_t, step, clip=self.process.clip == "denoised", chunk=self.particle_chunk
+                self.prior, x_t, step, clip=self.process.clip == "denoised", chunk=chunk
             )
             image = self.prior.space.decode(x0).clamp(0, 1)
             # Alg. 1, line 4: g = grad log p(y | x_t, K), Eq. 16 or 17.

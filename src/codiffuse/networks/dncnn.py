@@ -6,6 +6,8 @@ more channel, constant over the picture.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,7 +63,7 @@ class FFDNet(nn.Module):
 def _conv_stack(channels_in: int, channels_out: int, width: int, depth: int, bias: bool) -> nn.Sequential:
     widths = [channels_in, *[width] * (depth - 1), channels_out]
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         layers += [nn.Conv2d(before, after, 3, padding=1, bias=bias), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers[:-1])
 

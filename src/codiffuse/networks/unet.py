@@ -148,9 +148,7 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.resample = resample
-        self.in_layers = nn.Sequential(
-            _norm(width_in, groups), nn.SiLU(), nn.Conv2d(width_in, width_out, 3, padding=1)
-        )
+        self.in_layers = nn.Sequential(_norm(width_in, groups), nn.SiLU(), nn.Conv2d(width_in, width_out, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embed, 2 * width_out))
         self.out_layers = nn.Sequential(
             _norm(width_out, groups),
@@ -191,7 +189,8 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, width, *size = x.shape
         qkv = self.qkv(self.norm(x).flatten(2))  # (B, 3 C, L)
-        q, k, v = qkv.reshape(batch, self.num_heads, -1, qkv.shape[-1]).transpose(-1, -2).chunk(3, -1)  # (B, heads, L, c)
+        heads = qkv.reshape(batch, self.num_heads, -1, qkv.shape[-1])
+        q, k, v = heads.transpose(-1, -2).chunk(3, -1)  # (B, heads, L, c)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(batch, width, -1)
         return x + self.proj_out(attended).reshape(batch, width, *size)
 
@@ -206,10 +205,12 @@ def sinusoidal_embedding(time: Tensor, width: int, max_period: float = 10_000.0)
 
 
 class _Norm(nn.GroupNorm):
-    """GroupNorm whose statistics are taken in float32, whatever precision the rest runs in."""
+    """GroupNorm whose statistics are taken in float32 at least, whatever precision the rest runs in."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float()).to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = self.weight.to(wide), self.bias.to(wide)
+        return F.group_norm(x.to(wide), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
 def _norm(width: int, groups: int) -> nn.GroupNorm:

@@ -63,6 +63,10 @@ class BlurOperator:
             return y_shape
         return y_shape[0] + kernel_size[0] - 1, y_shape[1] + kernel_size[1] - 1
 
+    def crop_to_frame(self, image: Tensor, *, kernel_size: Size) -> Tensor:
+        """The part of an image `(..., H, W)` that the measurement shows: all of it but for `valid` and `unknown`."""
+        return fourier.crop_to_frame(image, kernel_size) if self.boundary in ("valid", "unknown") else image
+
     def solve_gram(self, residual: Tensor, r2: Tensor, sigma2: Tensor, *, kernel: Tensor) -> Tensor:
         """`(r2 A A^T + sigma2 I)^-1 r`.
 

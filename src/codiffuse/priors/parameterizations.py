@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from codiffuse.schedule import spread, tweedie_x0
+from codiffuse.schedule import signal_and_noise, spread, tweedie_x0
 
 
 class Parameterization(Protocol):
@@ -51,12 +51,12 @@ class VPrediction(_PlainInput):
     """The network predicts v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (Salimans & Ho 2022)."""
 
     def x0(self, x_t: Tensor, output: Tensor, alpha_bar: Tensor) -> Tensor:
-        bar = spread(alpha_bar, x_t)
-        return bar.sqrt() * x_t - (1 - bar).sqrt() * output
+        signal, noise = signal_and_noise(alpha_bar, x_t)
+        return signal * x_t - noise * output
 
     def target(self, x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
-        bar = spread(alpha_bar, x0)
-        return bar.sqrt() * eps - (1 - bar).sqrt() * x0
+        signal, noise = signal_and_noise(alpha_bar, x0)
+        return signal * eps - noise * x0
 
 
 @dataclass(frozen=True)
@@ -83,23 +83,17 @@ class EdmPrediction:
     sigma_data: float = 0.5
 
     def network_input(self, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
-        bar = spread(alpha_bar, x_t)
-        return x_t / (1 - bar + bar * self.sigma_data**2).sqrt()  # c_in x_t / sqrt(alpha_bar)
+        return x_t / self._std(alpha_bar, x_t)  # c_in x_t / sqrt(alpha_bar)
 
     def x0(self, x_t: Tensor, output: Tensor, alpha_bar: Tensor) -> Tensor:
-        c_skip, c_out = self._c_skip_out(alpha_bar, x_t)
-        return c_skip * x_t + c_out * output
+        (signal, noise), std = signal_and_noise(alpha_bar, x_t), self._std(alpha_bar, x_t)
+        return self.sigma_data**2 * signal / std.square() * x_t + self.sigma_data * noise / std * output
 
     def target(self, x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
-        bar = spread(alpha_bar, x0)
-        c_skip, c_out = self._c_skip_out(alpha_bar, x0)
-        # (x0 - c_skip x_t) / c_out, written without the cancellation that float32 would suffer at small noise.
-        total = 1 - bar + bar * self.sigma_data**2
-        return ((1 - bar) / total * x0 - c_skip * (1 - bar).sqrt() * eps) / c_out
+        (signal, noise), std = signal_and_noise(alpha_bar, x0), self._std(alpha_bar, x0)
+        # (x0 - c_skip x_t / sqrt(alpha_bar)) / c_out, written without its cancellation at small noise.
+        return (noise / self.sigma_data * x0 - signal * self.sigma_data * eps) / std
 
-    def _c_skip_out(self, alpha_bar: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """c_skip / sqrt(alpha_bar) (it multiplies x_t) and c_out."""
-        bar = spread(alpha_bar, like)
-        total = 1 - bar + bar * self.sigma_data**2
-        return self.sigma_data**2 * bar.sqrt() / total, self.sigma_data * ((1 - bar) / total).sqrt()
-
+    def _std(self, alpha_bar: Tensor, like: Tensor) -> Tensor:
+        """Standard deviation of x_t when that of x0 is sigma_data."""
+        return spread((1 - alpha_bar + alpha_bar * self.sigma_data**2).sqrt(), like)

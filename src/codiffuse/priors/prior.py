@@ -65,6 +65,9 @@ class Prior(nn.Module):
         time: how it is told the time.
         space: where its coordinates lie.
         learned_variance: the network's second half of channels is the variance fraction v in [-1, 1].
+
+    Attributes:
+        autocast: run the network, and it alone, in bfloat16.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Prior(nn.Module):
         self.time = time
         self.space = space
         self.learned_variance = learned_variance
+        self.autocast = False
 
     @property
     def channels(self) -> int:
@@ -91,7 +95,10 @@ class Prior(nn.Module):
         """The network's raw output at x_t: what training compares with `parameterization.target`."""
         fed = self.parameterization.network_input(x_t, alpha_bar)
         extra = () if condition is None else (condition,)
-        return self.network(fed, self.time(alpha_bar).to(fed.dtype), *extra)
+        if not self.autocast:
+            return self.network(fed, self.time(alpha_bar).to(fed.dtype), *extra)
+        with torch.autocast(fed.device.type, torch.bfloat16):
+            return self.network(fed, self.time(alpha_bar).to(fed.dtype), *extra)
 
     def denoise(self, x_t: Tensor, alpha_bar: Tensor, condition: Tensor | None = None) -> Denoised:
         """E[x0 | x_t], differentiable in `x_t`.
@@ -102,13 +109,19 @@ class Prior(nn.Module):
             condition: a measurement, for conditional networks.
 
         Raises:
-            InputError: `x_t` has other channels than the network.
+            InputError: `x_t` or the output has other channels than the prior.
         """
         if x_t.shape[1] != self.channels:
             raise InputError(
                 f"Expected {self.channels} channels for this prior, got {x_t.shape[1]}; choose a prior of that kind."
             )
         output = self.output(x_t, alpha_bar, condition).to(x_t.dtype)
+        expected = self.channels * (2 if self.learned_variance else 1)
+        if output.shape[1] != expected:
+            raise InputError(
+                f"Expected {expected} output channels with learned_variance={self.learned_variance}, "
+                f"got {output.shape[1]}; set learned_variance as the network was trained."
+            )
         if not self.learned_variance:
             return Denoised(self.parameterization.x0(x_t, output, alpha_bar))
         output, variance = output.chunk(2, 1)

@@ -1,7 +1,7 @@
 """The zoo: priors as folders of `model.safetensors`, `config.yaml` and a model card.
 
-A `spec` is the plain dictionary in `config.yaml`: it names a class for each part of a prior and its arguments. Specs are
-read by name from the table below, never imported from a path, so a downloaded folder cannot run code.
+A `spec` is the plain dictionary in `config.yaml`: it names a class for each part of a prior and its arguments. Classes
+are looked up in the tables below, never imported from a path, so a downloaded folder cannot run code.
 """
 
 from __future__ import annotations
@@ -95,19 +95,24 @@ def read_spec(folder: Path) -> dict[str, Any]:
 
     try:
         spec = yaml.safe_load((folder / "config.yaml").read_text())
-    except yaml.YAMLError as error:
-        raise InputError(f"Expected readable YAML in {folder / 'config.yaml'}: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"Expected readable YAML in {folder / 'config.yaml'}: {reason}") from error
     if not isinstance(spec, dict):
         raise InputError(f"Expected a mapping in {folder / 'config.yaml'}, got {type(spec).__name__}.")
     return spec
 
 
-def load(name: str | Path, kind: str | None = None) -> nn.Module:
+def load(
+    name: str | Path, kind: str | None = None, device: str | torch.device = "cpu", precision: str = "float32"
+) -> nn.Module:
     """Load a zoo entry, frozen and in evaluation mode.
 
     Args:
         name: a shipped name, or a folder made by `codiffuse export`.
         kind: `prior` or `kernel_denoiser` where only that will do.
+        device: where its weights go.
+        precision: `float32` or `bfloat16`, of a prior's network; everything around it stays float32.
 
     Raises:
         InputError: unknown name, wrong kind, or weights that do not fit the config.
@@ -118,7 +123,11 @@ def load(name: str | Path, kind: str | None = None) -> nn.Module:
         raise InputError(f"Expected a zoo entry of kind {kind!r}, got {folder.name!r} of kind {spec.get('kind')!r}.")
     model = build(spec)
     load_weights(network_of(model), read_weights(folder), folder)
-    return model.eval().requires_grad_(False)
+    if precision not in ("float32", "bfloat16"):
+        raise InputError(f"Expected precision float32 or bfloat16, got {precision!r}.")
+    if isinstance(model, Prior):
+        model.autocast = precision == "bfloat16"
+    return model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -144,7 +153,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], origin: Path
             raise InputError(f"Expected matching weights: {key!r} {where} {origin}; is it another architecture?")
         if own[key].shape != weights[key].shape:
             expected, got = tuple(own[key].shape), tuple(weights[key].shape)
-            raise InputError(f"Expected {key!r} of shape {expected}, got {got} in {origin}; is it another architecture?")
+            raise InputError(f"Expected {key!r} of shape {expected}, got {got} in {origin}: another architecture?")
     network.load_state_dict(weights)
 
 
@@ -161,9 +170,12 @@ def save(folder: Path, spec: Mapping[str, Any], weights: Mapping[str, Tensor], c
 
 
 def _part(table: Mapping[str, Any], spec: Mapping[str, Any], part: str) -> Any:
-    arguments = dict(spec.get(part) or {})
+    named = spec.get(part) or {}
+    if not isinstance(named, Mapping):
+        raise InputError(f"Expected {part} to be a mapping with a name, got {named!r}.")
+    arguments = dict(named)
     name = arguments.pop("name", None)
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise InputError(f"Expected {part}.name to be one of {', '.join(table)}, got {name!r}.")
     try:
         return table[name](**arguments)
@@ -189,7 +201,7 @@ def checkpoint_spec_and_weights(path: Path) -> tuple[dict[str, Any], dict[str, T
     except FileNotFoundError:
         raise InputError(f"Expected a checkpoint at {path}, found none.") from None
     except (UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or "the file ends early").splitlines()[0]
         raise InputError(f"Expected a checkpoint of plain tensors at {path}; refused to load it: {reason}") from error
     hyper = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else {}
     if "spec" not in hyper:

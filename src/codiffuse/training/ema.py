@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
@@ -17,6 +18,9 @@ class EMA(WeightAveraging):
     def __init__(self, decay: float = 0.999) -> None:
         # All weights in one fused call: the default averages tensor by tensor and is an order of magnitude slower.
         super().__init__(use_buffers=False, multi_avg_fn=_warm_average(decay))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leaves the raw weights where they are: the base class overwrites them, and a longer run could not go on."""
 
 
 def _warm_average(decay: float):

@@ -24,7 +24,7 @@ class TrainingModule(pl.LightningModule):
         warmup_steps: steps of linear warm-up; then a cosine falls to zero at the trainer's `max_steps`.
         weight_decay: of the optimiser, on matrices only.
         optimizer: any name that timm's factory knows.
-        seed: of the training noise.
+        seed: of the first weights and the training noise.
         init: zoo name or folder to start from (`zoo:NAME` works too).
     """
 
@@ -41,7 +41,9 @@ class TrainingModule(pl.LightningModule):
         super().__init__()
         self.learning_rate, self.warmup_steps = learning_rate, warmup_steps
         self.weight_decay, self.optimizer, self.seed = weight_decay, optimizer, seed
-        self.model = zoo.build(spec)
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(seed, "init"))
+            self.model = zoo.build(spec)
         zoo.network_of(self.model).to(memory_format=torch.channels_last)
         if init:
             folder = zoo.find(init.removeprefix("zoo:"))

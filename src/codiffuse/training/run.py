@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,15 @@ def fit(
     if threads:
         torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("high")
+    _keep_metrics(run_dir)
+    last = run_dir / "checkpoints" / "last.ckpt"
     saver = _saver(run_dir / "checkpoints", checkpoint_minutes)
     loggers: list[Logger] = [CSVLogger(run_dir, name=None, version=""), *([extra_logger] if extra_logger else [])]
+    bar = [TQDMProgressBar(refresh_rate=20)] if trainer.get("enable_progress_bar", True) else []
     engine = pl.Trainer(
         default_root_dir=run_dir,
         logger=loggers,
-        callbacks=[EMA(ema_decay), saver, TQDMProgressBar(refresh_rate=20), *callbacks],
+        callbacks=[EMA(ema_decay), saver, *bar, *callbacks],
         max_epochs=-1,
         check_val_every_n_epoch=None,
         use_distributed_sampler=False,
@@ -75,8 +79,8 @@ def fit(
     if checkpoint:
         logger.info("Resuming from %s.", checkpoint)
     engine.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    engine.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
-    return run_dir / "checkpoints" / "last.ckpt"
+    engine.save_checkpoint(last)
+    return last
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -92,9 +96,14 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(found)[2] if found else None
 
 
-def _saver(folder: Path, minutes: float) -> ModelCheckpoint:
-    from datetime import timedelta
+def _keep_metrics(run_dir: Path) -> None:
+    """Move the log of an earlier part of the run aside: Lightning's CSV logger would delete it."""
+    log = run_dir / "metrics.csv"
+    if log.exists():
+        log.rename(run_dir / f"metrics.part{len(list(run_dir.glob('metrics.part*.csv'))) + 1}.csv")
 
+
+def _saver(folder: Path, minutes: float) -> ModelCheckpoint:
     return ModelCheckpoint(
         dirpath=folder,
         filename="{step}",

@@ -1,0 +1,151 @@
+"""What inference runs over: people's pictures, and pictures that are blurred here so that the truth is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codiffuse.data.images import Picture
+from codiffuse.data.sources import Source, centre_crop, data_root, evaluation_set, sources
+from codiffuse.errors import InputError
+from codiffuse.operators.blur import BlurOperator
+from codiffuse.operators.noise import GaussianNoise
+from codiffuse.randomness import derive_seed
+from codiffuse.simulate.mixture import KernelLaw
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measurement, with the truth where it is known.
+
+    Attributes:
+        id: names the image's folder and row.
+        y: `(C, H, W)`, C = 1 or 3, [0, 1] units, not clipped.
+        sigma: noise level in [0, 1] units.
+        truth: `(C, H, W)`.
+        kernel: `(1, h, w)`, the true one.
+        notes: what was done to the picture on reading, in words.
+    """
+
+    id: str
+    y: Tensor
+    sigma: float
+    truth: Tensor | None = None
+    kernel: Tensor | None = None
+    notes: tuple[str, ...] = ()
+
+
+class MeasurementSource(Protocol):
+    """A list of measurements that are loaded one by one, so that a bad one does not stop the others."""
+
+    ids: Sequence[str]
+
+    def load(self, index: int) -> Sample:
+        """Read or make measurement `index`; raises InputError when that cannot be done."""
+        ...
+
+
+class Photographs:
+    """People's own pictures, taken as they are.
+
+    Args:
+        input: file, folder, glob, or a list of these.
+        sigma: noise level in [0, 1] units; `None` estimates it from each picture.
+        limit: take the first `limit` pictures only.
+    """
+
+    def __init__(self, input: str | Sequence[str], sigma: float | None = None, limit: int | None = None) -> None:
+        _check_sigma(sigma)
+        self.sigma = sigma
+        self._sources = sources(input)[:limit]
+        self.ids = [source.id for source in self._sources]
+
+    def load(self, index: int) -> Sample:
+        picture = self._sources[index].load()
+        sigma = estimate_sigma(picture.pixels) if self.sigma is None else self.sigma
+        return Sample(self.ids[index], picture.pixels, sigma, notes=picture.notes)
+
+
+class SimulatedBlur:
+    """Sharp pictures, blurred by a random kernel and noise that depend on the seed and the picture's name alone.
+
+    Args:
+        sources: the sharp pictures.
+        law: of the kernels.
+        sigma: noise level in [0, 1] units.
+        operator: blurs them.
+        crop: side of the centre crop, px; `None` keeps the picture whole.
+        gray: turn the pictures gray first.
+        seed: of kernels and noise.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        law: KernelLaw,
+        sigma: float,
+        operator: BlurOperator,
+        crop: int | None = None,
+        gray: bool = False,
+        seed: int = 0,
+    ) -> None:
+        _check_sigma(sigma)
+        self.law, self.sigma, self.operator = law, sigma, operator
+        self.crop, self.gray, self.seed = crop, gray, seed
+        self._sources = list(sources)
+        self.ids = [source.id for source in self._sources]
+
+    def load(self, index: int) -> Sample:
+        name, picture = self.ids[index], self._sources[index].load()
+        truth = self._prepare(picture)
+        kernel = self.law(np.random.default_rng(derive_seed(self.seed, name, "kernel")))
+        blurred = self.operator(truth[None], kernel=kernel[None])
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, name, "noise"))
+        y = GaussianNoise(self.sigma)(blurred, generator)[0]
+        truth = self.operator.crop_to_frame(truth, kernel_size=tuple(kernel.shape[-2:]))
+        return Sample(name, y, self.sigma, truth, kernel, picture.notes)
+
+    def _prepare(self, picture: Picture) -> Tensor:
+        truth = picture.pixels if self.crop is None else centre_crop(picture.pixels, self.crop)
+        if self.gray and len(truth) == 3:
+            weights = truth.new_tensor([0.299, 0.587, 0.114])[:, None, None]
+            truth = (truth * weights).sum(0, keepdim=True)
+        return truth
+
+
+def blurred(
+    input: str,
+    law: KernelLaw,
+    sigma: float,
+    operator: BlurOperator,
+    crop: int | None = None,
+    gray: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+) -> SimulatedBlur:
+    """Sharp pictures blurred here: `input` is a data set (`bsd100`), `sample`, `sample:NAME`, a file, folder or glob."""
+    is_data_set = isinstance(input, str) and (data_root() / input).is_dir()
+    found = evaluation_set(input, limit) if is_data_set else sources(input)[:limit]
+    return SimulatedBlur(found, law, sigma, operator, crop, gray, seed)
+
+
+def estimate_sigma(pixels: Tensor) -> float:
+    """Noise level of a picture `(C, H, W)` in [0, 1] units: median of the wavelet coefficients, mean over channels.
+
+    Blur leaves little but noise in the finest wavelets, so the estimate serves blurred pictures well. It is kept above
+    half a level of 8 bits, the rounding that every file has.
+    """
+    from skimage.restoration import estimate_sigma as wavelet_estimate
+
+    estimated = wavelet_estimate(pixels.numpy(), channel_axis=0, average_sigmas=True)
+    return max(float(np.nan_to_num(estimated)), 0.5 / 255)
+
+
+def _check_sigma(sigma: float | None) -> None:
+    if sigma is not None and not 0 < sigma < 1:
+        raise InputError(f"Expected 0 < sigma < 1 in [0, 1] units (5/255 = 0.0196), got {sigma}; set sigma=.")

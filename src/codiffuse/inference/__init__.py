@@ -1,0 +1,1 @@
+"""Running a method over measurements, and what that leaves behind."""

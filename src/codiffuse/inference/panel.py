@@ -1,0 +1,148 @@
+"""One picture that tells an image's story, its kernels made visible, and the animation of its run."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from codiffuse.inference.writers import Outcome
+
+KERNEL_SIDE = 264  # about what a kernel is enlarged to: 8 times a support of 33 pixels
+WHITE_SPREAD = 0.2  # standard deviation that is drawn white
+MIN_SIDE, MAX_SIDE = 256, 2000  # of the pictures and of the whole panel
+GAP, CAPTION_HEIGHT, FONT_SIZE = 12, 20, 14
+FRAME_SIDE, FRAME_COLOURS, MAX_FRAMES, FRAME_MS, LAST_FRAME_MS = 160, 64, 40, 100, 1500
+
+
+def kernel_picture(kernel: Tensor, side: int) -> Tensor:
+    """(1, h, w) kernel with its largest value white, enlarged by the whole number that comes nearest to `side` px."""
+    factor = max(1, round(side / max(kernel.shape[-2:])))
+    unit = kernel / kernel.max().clamp_min(torch.finfo(kernel.dtype).tiny)
+    return unit.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+
+
+def spread_picture(samples: Tensor) -> Tensor:
+    """(1, H, W) standard deviation over (n, C, H, W) samples, mean of the channels, over `WHITE_SPREAD`."""
+    return samples.std(0).mean(0, keepdim=True) / WHITE_SPREAD
+
+
+def panel(outcome: Outcome) -> Tensor:
+    """(3, H', W') in [0, 1]: measurement, restoration, truth and spread in a row, the kernels at the right.
+
+    What is unknown is left out. Small pictures are enlarged by a whole number, large ones reduced so that the panel
+    stays within about `MAX_SIDE` pixels.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size=FONT_SIZE)
+    columns = [[tile] for tile in _picture_tiles(outcome)]
+    kernels = _kernel_tiles(outcome, height=columns[0][0][0].height)
+    if kernels:
+        columns.append(kernels)
+
+    widths = [max(max(tile.width, math.ceil(font.getlength(text))) for tile, text in column) for column in columns]
+    heights = [sum(tile.height + CAPTION_HEIGHT + GAP for tile, _ in column) for column in columns]
+    canvas = Image.new("RGB", (sum(widths) + GAP * (len(widths) + 1), max(heights) + GAP), "white")
+    draw = ImageDraw.Draw(canvas)
+    left = GAP
+    for column, width in zip(columns, widths, strict=True):
+        top = GAP
+        for tile, text in column:
+            canvas.paste(tile, (left, top))
+            draw.text((left, top + tile.height + 3), text, fill="black", font=font)
+            top += tile.height + CAPTION_HEIGHT + GAP
+        left += width + GAP
+    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1).float() / 255
+
+
+def animation(frames: Sequence[tuple[Tensor, Tensor]]) -> bytes:
+    """An endless GIF of (x0 (C, H, W), kernel (1, h, w)) side by side; of more than `MAX_FRAMES` an even selection."""
+    from PIL import Image
+
+    count = min(len(frames), MAX_FRAMES)
+    chosen = [frames[round(i)] for i in np.linspace(0, len(frames) - 1, count)]
+    sheets = []
+    for x0, kernel in chosen:
+        picture = _scaled(_image(x0), _small_scale(x0))
+        tile = _image(kernel_picture(kernel, min(picture.size)))
+        sheet = Image.new("RGB", (picture.width + tile.width, max(picture.height, tile.height)))
+        sheet.paste(picture)
+        sheet.paste(tile, (picture.width, (sheet.height - tile.height) // 2))
+        sheets.append(sheet.quantize(FRAME_COLOURS))
+    file = io.BytesIO()
+    durations = [FRAME_MS] * (count - 1) + [LAST_FRAME_MS]
+    sheets[0].save(file, "GIF", save_all=True, append_images=sheets[1:], duration=durations, loop=0)
+    return file.getvalue()
+
+
+def _picture_tiles(outcome: Outcome) -> list[tuple[Image.Image, str]]:
+    """Scaled pictures with their captions."""
+    row = outcome.row
+    before, after = (row.get(name) for name in ("psnr_measurement_aligned", "psnr_aligned"))
+    gained = f" ({after - before:+.2f})" if before is not None and after is not None else ""
+    pictures = [
+        (outcome.y, f"measurement{_decibels(before)}"),
+        (outcome.image, f"restored{_decibels(after)}{gained}"),
+        (outcome.truth, "truth"),
+    ]
+    if outcome.samples is not None and len(outcome.samples) > 1:
+        pictures.append((spread_picture(outcome.samples), f"spread (white = {WHITE_SPREAD})"))
+    present = [(pixels, text) for pixels, text in pictures if pixels is not None]
+
+    room = (MAX_SIDE - KERNEL_SIDE) / len(present) - GAP
+    scale = _panel_scale([pixels for pixels, _ in present], room)
+    return [(_scaled(_image(pixels), scale), text) for pixels, text in present]
+
+
+def _kernel_tiles(outcome: Outcome, height: int) -> list[tuple[Image.Image, str]]:
+    """Enlarged kernels with their captions, stacked in about `height` pixels."""
+    match = outcome.row.get("kernel_mnc")
+    kernels = [
+        (outcome.kernel, "kernel" + (f"  MNC {match:.3f}" if match is not None else "")),
+        (outcome.true_kernel, "true kernel"),
+    ]
+    present = [(kernel, text) for kernel, text in kernels if kernel is not None]
+    side = min(KERNEL_SIDE, (height + CAPTION_HEIGHT + GAP) // max(1, len(present)) - CAPTION_HEIGHT - GAP)
+    return [(_image(kernel_picture(kernel, side)), text) for kernel, text in present]
+
+
+def _decibels(psnr: float | None) -> str:
+    return f"  {psnr:.2f} dB" if psnr is not None else ""
+
+
+def _panel_scale(pictures: list[Tensor], room: float) -> float:
+    """One factor for all pictures: a whole number, unless they must shrink to fit `room` pixels each."""
+    heights, widths = zip(*(pixels.shape[-2:] for pixels in pictures), strict=True)
+    limit = min(room / max(widths), MAX_SIDE / max(heights))
+    wanted = math.ceil(MIN_SIDE / min(heights + widths))
+    return min(wanted, math.floor(limit)) if limit >= 1 else limit
+
+
+def _small_scale(pixels: Tensor) -> float:
+    """The factor that brings the longer side to about `FRAME_SIDE`: a whole number or a reduction."""
+    limit = FRAME_SIDE / max(pixels.shape[-2:])
+    return math.floor(limit) if limit >= 1 else limit
+
+
+def _scaled(image: Image.Image, scale: float) -> Image.Image:
+    from PIL import Image
+
+    size = tuple(max(1, round(side * scale)) for side in image.size)
+    return image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
+
+
+def _image(pixels: Tensor) -> Image.Image:
+    """(1 | 3, H, W) in [0, 1] as an RGB image."""
+    from PIL import Image
+
+    levels = (pixels.clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(levels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())

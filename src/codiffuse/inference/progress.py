@@ -1,0 +1,61 @@
+"""What is seen of a running sampler: a progress bar with the residual, the trace, and frames for the animation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from codiffuse.methods.base import Measurement, StepInfo
+
+STEPS_BETWEEN_LOOKS = 5  # the bar asks the device for a number only this often
+
+
+class StepRecorder:
+    """Callback of one batch: records the residual of every step on the device and shows it now and then.
+
+    Args:
+        measurement: what is restored.
+        show: called with the residual (rms of y - A x0 over sigma, mean of the batch) now and then; `None` is silent.
+        num_frames: states kept for the animation; 0 keeps none.
+    """
+
+    def __init__(
+        self, measurement: Measurement, show: Callable[[StepInfo, float], None] | None = None, num_frames: int = 0
+    ) -> None:
+        self.measurement, self.show, self.num_frames = measurement, show, num_frames
+        self._numbers: list[tuple[int, float]] = []
+        self._residuals: list[Tensor] = []
+        self._frames: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, info: StepInfo) -> None:
+        image = info.x0.mean(1)
+        y = self.measurement.y
+        if image.shape[1] != y.shape[1]:
+            image = image.mean(1, keepdim=True)
+        residual = self.measurement.operator(image, **info.params) - y
+        self._numbers.append((info.number, info.alpha_bar))
+        self._residuals.append(residual.square().flatten(1).mean(1).sqrt())
+        if self.num_frames and _is_frame(info, self.num_frames):
+            self._frames.append((image.half(), info.params["kernel"].clone()))
+        if self.show and (info.number % STEPS_BETWEEN_LOOKS == 0 or info.number == info.total):
+            self.show(info, float((self._residuals[-1] / self.measurement.sigma).mean()))
+
+    def trace(self, index: int) -> list[dict[str, float]]:
+        """One record a step for image `index`: step, alpha_bar, residual (rms, [0, 1] units)."""
+        residuals = torch.stack(self._residuals)[:, index].tolist() if self._residuals else []
+        return [
+            {"step": number, "alpha_bar": alpha_bar, "residual": residual}
+            for (number, alpha_bar), residual in zip(self._numbers, residuals, strict=True)
+        ]
+
+    def frames(self, index: int) -> list[tuple[Tensor, Tensor]]:
+        """(x0 `(C, H, W)`, kernel `(1, h, w)`) of image `index` at some steps."""
+        return [(image[index].float().cpu(), kernel[index].cpu()) for image, kernel in self._frames]
+
+
+def _is_frame(info: StepInfo, num_frames: int) -> bool:
+    if info.total <= num_frames:
+        return True
+    return (info.number * num_frames) // info.total > ((info.number - 1) * num_frames) // info.total

@@ -1,0 +1,171 @@
+"""Training through the same objects that train.py builds: learning, exact resume, averaging, export."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from codiffuse.errors import InputError
+from codiffuse.priors import zoo
+from codiffuse.simulate.motion import RandomPathKernels
+from codiffuse.training.datamodules import CountedSampler, image_crops, simulated_kernels
+from codiffuse.training.export import export
+from codiffuse.training.kernel_denoiser import KernelDenoiserModule
+from codiffuse.training.run import fit, newest_checkpoint
+from codiffuse.training.score import ScoreModule
+
+SPEC = {
+    "kind": "prior",
+    "network": {
+        "name": "UNet",
+        "channels": 8,
+        "channel_mult": [1, 2],
+        "attention_levels": [],
+        "middle_attention": False,
+        "norm_groups": 4,
+    },
+    "parameterization": {"name": "EdmPrediction"},
+    "time": {"name": "LogSigmaTime"},
+    "space": {"name": "ImageSpace"},
+}
+TRAINER = {
+    "accelerator": "cpu",
+    "max_steps": 6,
+    "val_check_interval": 3,
+    "enable_progress_bar": False,
+    "log_every_n_steps": 1,
+    "enable_model_summary": False,
+}
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        coarse = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((48, 40), Image.BICUBIC).save(folder / f"{i}.png")
+    return folder
+
+
+def data(pictures):
+    return image_crops(str(pictures), crop=16, holdout=1, validation_crop=32, batch_size=2)
+
+
+def run(pictures, run_dir, **trainer):
+    options = {**TRAINER, **trainer}
+    callbacks = options.pop("callbacks", ())
+    resume = options.pop("resume", "auto")
+    module = ScoreModule(SPEC, learning_rate=3e-3, warmup_steps=1)
+    return fit(module, data(pictures), run_dir, trainer=options, callbacks=callbacks, resume=resume)
+
+
+def weights_of(checkpoint):
+    return torch.load(checkpoint, weights_only=True)["state_dict"]
+
+
+def test_resume_in_the_middle_is_exact(pictures, tmp_path):
+    import pytorch_lightning as pl
+
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 4:
+                raise KeyboardInterrupt
+
+    whole = run(pictures, tmp_path / "whole")
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(pictures, tmp_path / "parts", callbacks=[Stop()])
+    assert torch.load(newest_checkpoint(tmp_path / "parts/checkpoints"), weights_only=True)["global_step"] == 4
+    parts = run(pictures, tmp_path / "parts")
+    first, second = (torch.load(path, weights_only=True) for path in (whole, parts))
+    for key, value in first["state_dict"].items():  # averaged weights
+        assert torch.equal(value, second["state_dict"][key]), key
+    for key, value in first["current_model_state"].items():  # raw weights
+        assert torch.equal(value, second["current_model_state"][key]), key
+    assert (tmp_path / "parts/metrics.part1.csv").exists()  # the log of the first part is kept
+
+
+def test_resume_words(pictures, tmp_path):
+    with pytest.raises(InputError, match="resume=auto"):
+        run(pictures, tmp_path / "run", resume="must")
+    run(pictures, tmp_path / "run", max_steps=1)
+    with pytest.raises(InputError, match="run_id"):
+        run(pictures, tmp_path / "run", resume="never")
+
+
+def test_newest_checkpoint_passes_over_a_torn_one(pictures, tmp_path, caplog):
+    saved = run(pictures, tmp_path / "run", max_steps=2)
+    torn = saved.parent / "step=9.ckpt"
+    torn.write_bytes(saved.read_bytes()[:1000])
+    found = newest_checkpoint(saved.parent)
+    assert found != torn
+    assert "unreadable" in caplog.text
+
+
+def test_it_learns(pictures):
+    module = ScoreModule(SPEC)
+    torch.manual_seed(0)
+    batch = torch.stack([data(pictures).train[i] for i in range(8)])
+    optimizer = torch.optim.AdamW(module.parameters(), 1e-2)
+    losses = []
+    for step in range(60):
+        generator = torch.Generator().manual_seed(step)
+        loss = module.loss(batch, module.draw_alpha_bar(len(batch), generator), generator).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+def test_noise_law_covers_the_chain_that_samplers_start_from():
+    module = ScoreModule(SPEC)
+    alpha_bar = module.draw_alpha_bar(20_000, torch.Generator().manual_seed(0))
+    sigma = ((1 - alpha_bar) / alpha_bar).sqrt()
+    assert sigma.min() < 0.011  # the last step of the linear chain
+    assert sigma.max() > 150  # its first
+    assert float(sigma.log().median()) == pytest.approx(-0.98, abs=0.15)
+
+
+def test_weights_are_averaged(pictures, tmp_path):
+    checkpoint = torch.load(run(pictures, tmp_path / "run"), weights_only=True)
+    key = "model.network.input_blocks.0.0.weight"
+    assert not torch.equal(checkpoint["state_dict"][key], checkpoint["current_model_state"][key])
+
+
+def test_export_and_init(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("CODIFFUSE_ZOO", str(tmp_path / "zoo"))
+    checkpoint = run(pictures, tmp_path / "run")
+    folder = export(checkpoint, "mine")
+    assert folder == tmp_path / "zoo" / "mine"
+    card = (folder / "README.md").read_text()
+    assert "6 training steps" in card
+    assert "val/psnr_sigma_0.1" in card
+    prior = zoo.load("mine", "prior")
+    averaged = weights_of(checkpoint)["model.network.input_blocks.0.0.weight"]
+    torch.testing.assert_close(prior.network.state_dict()["input_blocks.0.0.weight"], averaged.half().float())
+    started = ScoreModule(SPEC, init="zoo:mine")
+    torch.testing.assert_close(started.model.network.state_dict()["input_blocks.0.0.weight"], averaged.half().float())
+
+
+def test_kernel_denoiser_trains_and_exports(tmp_path):
+    spec = {"kind": "kernel_denoiser", "network": {"name": "DnCNN", "width": 8, "depth": 3, "bias": False}}
+    module = KernelDenoiserModule(spec, learning_rate=1e-3, warmup_steps=1)
+    kernels = simulated_kernels(RandomPathKernels(9), validation_samples=4, batch_size=4)
+    checkpoint = fit(module, kernels, tmp_path / "run", trainer=TRAINER)
+    denoiser = zoo.load(export(checkpoint, str(tmp_path / "zoo/mine")), "kernel_denoiser")
+    assert denoiser(torch.full((2, 1, 9, 9), 1 / 81), torch.tensor([1e-3, 1e-2])).shape == (2, 1, 9, 9)
+
+
+def test_simulated_kernels_depend_on_their_number_alone():
+    kernels = simulated_kernels(RandomPathKernels(9), seed=3)
+    assert torch.equal(kernels.train[7], kernels.train[7])
+    assert not torch.equal(kernels.train[7], kernels.train[8])
+    assert not torch.equal(kernels.train[0], kernels.validation[0])
+
+
+def test_ranks_share_the_stream():
+    streams = [iter(CountedSampler(10, rank, 3)) for rank in range(3)]
+    drawn = [next(stream) for _ in range(4) for stream in streams]
+    assert drawn == list(range(10, 22))

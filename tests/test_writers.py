@@ -1,0 +1,279 @@
+"""What an inference run leaves behind: files, rows, resuming, panel, animation."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from codiffuse.errors import InputError
+from codiffuse.inference import writers
+from codiffuse.inference.panel import animation, kernel_picture, panel, spread_picture
+from codiffuse.inference.summary import summarize
+from codiffuse.inference.writers import Outcome, RunFolder
+
+HEADER = {"method": "fast_em", "experiment": None, "run_id": "r1", "device": "cpu", "commit": None, "versions": {}}
+BASE_FILES = {"measurement.png", "restored.png", "kernel.png", "kernel.npy", "panel.png", "trace.json"}
+
+
+def make_outcome(name="a", n=1, status="ok", channels=3, size=(40, 48), frames=0, truth=False, **row) -> Outcome:
+    generator = torch.Generator().manual_seed(len(name) + n)
+
+    def random(*shape):
+        return torch.rand(shape, generator=generator)
+
+    samples = random(n, channels, *size)
+    kernel = random(1, 9, 9)
+    return Outcome(
+        id=name,
+        row={"id": name, "method": "fast_em", "sigma": 0.02, "status": status, "seconds": 2.0, "nfe": 10, **row},
+        y=random(channels, *size) * 1.2 - 0.1,
+        image=samples.mean(0),
+        kernel=kernel / kernel.sum(),
+        samples=samples,
+        truth=random(channels, *size) if truth else None,
+        true_kernel=kernel / kernel.sum() if truth else None,
+        trace=[{"step": step, "alpha_bar": step / 5, "residual": 1 / step} for step in range(1, 6)],
+        frames=[(random(channels, *size), kernel) for _ in range(frames)],
+    )
+
+
+def lines(folder: RunFolder) -> list[dict]:
+    return [json.loads(line) for line in (folder.root / "results.jsonl").read_text().splitlines()]
+
+
+def files_of(folder: RunFolder, name: str) -> set[str]:
+    return {path.name for path in (folder.root / "images" / name).iterdir()}
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    return RunFolder(tmp_path / "outputs" / "run")
+
+
+@pytest.mark.parametrize(
+    ("options", "more"),
+    [
+        ({"n": 1}, set()),
+        ({"n": 4}, {"mean.png", "std.png"}),
+        ({"n": 1, "frames": 3}, {"trace.gif"}),
+        ({"n": 1, "truth": True}, {"truth.png", "true_kernel.png"}),
+        ({"n": 1, "channels": 1}, set()),
+    ],
+)
+def test_files_of_an_image(folder, options, more):
+    folder.write(make_outcome("a", **options))
+    assert files_of(folder, "a") == BASE_FILES | more
+
+
+def test_contents_are_what_was_restored(folder):
+    outcome = make_outcome("a", n=4)
+    folder.write(outcome)
+    images = folder.root / "images" / "a"
+    array = np.load(images / "kernel.npy")
+    assert array.dtype == np.float32
+    np.testing.assert_array_equal(array, outcome.kernel[0].numpy())
+    restored = np.asarray(Image.open(images / "restored.png"), float) / 255
+    np.testing.assert_allclose(restored, outcome.image.permute(1, 2, 0), atol=0.5 / 255 + 1e-6)
+    spread = np.asarray(Image.open(images / "std.png"), float) / 255
+    expected = outcome.samples.numpy().std(0, ddof=1).mean(0) / 0.2
+    np.testing.assert_allclose(spread, expected.clip(0, 1), atol=0.5 / 255 + 1e-6)
+    kernel = np.asarray(Image.open(images / "kernel.png"))
+    assert kernel.shape == (261, 261)  # 29 times 9
+    assert kernel.max() == 255
+    assert json.loads((images / "trace.json").read_text()) == outcome.trace
+
+
+def test_rows_are_strict_json(folder):
+    folder.write(make_outcome("a", lpips=float("nan"), psnr=float("inf"), ssim=0.5))
+    text = (folder.root / "results.jsonl").read_text()
+    row = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert (row["lpips"], row["psnr"], row["ssim"]) == (None, None, 0.5)
+
+
+def test_row_comes_after_the_files(folder, monkeypatch):
+    folder.write(make_outcome("a"))
+
+    def crash(outcome):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writers, "panel", crash)
+    with pytest.raises(KeyboardInterrupt):
+        folder.write(make_outcome("b"))
+    assert [row["id"] for row in lines(folder)] == ["a"]
+    assert set(folder.done()) == {"a"}
+
+
+def test_image_interrupted_while_it_is_redone_is_not_done(folder, monkeypatch):
+    folder.write(make_outcome("a"))
+    monkeypatch.setattr(writers, "panel", lambda outcome: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        folder.write(make_outcome("a"))
+    assert folder.done() == {}
+
+
+def test_done_needs_an_ok_row_and_the_files(folder):
+    assert folder.done() == {}
+    for name, status in (("a", "ok"), ("b", "failed: diverged"), ("c", "ok")):
+        folder.write(make_outcome(name, status=status))
+    (folder.root / "images" / "c" / "restored.png").unlink()
+    done = RunFolder(folder.root).done()
+    assert list(done) == ["a"]
+    assert done["a"] == make_outcome("a").row
+
+
+def test_torn_last_line_is_ignored_and_then_removed(folder):
+    for name in ("a", "b"):
+        folder.write(make_outcome(name))
+    results = folder.root / "results.jsonl"
+    results.write_bytes(results.read_bytes()[:-20])
+    assert set(folder.done()) == {"a"}
+    folder.write(make_outcome("c"))
+    assert [row["id"] for row in lines(folder)] == ["a", "c"]
+
+
+def test_first_line_torn(folder):
+    folder.root.mkdir(parents=True)
+    (folder.root / "results.jsonl").write_text('{"id": "a", "sta')
+    assert folder.done() == {}
+    folder.write(make_outcome("a"))
+    assert [row["id"] for row in lines(folder)] == ["a"]
+
+
+def test_retry_replaces_row_and_files(folder):
+    folder.write(make_outcome("a", status="failed: NaN or infinite values", n=4, frames=2))
+    folder.write(make_outcome("a", psnr=30.0))
+    assert folder.done()["a"]["psnr"] == 30.0
+    assert files_of(folder, "a") == BASE_FILES
+    summary = folder.finish(["a"], HEADER)
+    assert (summary["n"], summary["failed"]) == (1, 0)
+    assert len(lines(folder)) == 1
+
+
+def test_failed_image_keeps_what_can_be_drawn(folder):
+    outcome = make_outcome("a", status="failed: NaN or infinite values", n=2, frames=2)
+    outcome.image[0, 3, 4] = float("nan")
+    outcome.kernel.fill_(float("inf"))
+    outcome.frames[1][0].fill_(float("nan"))
+    folder.write(outcome)
+    expected = {"measurement.png", "mean.png", "std.png", "trace.json", "trace.gif", "panel.png"}
+    assert files_of(folder, "a") == expected
+    folder.write(Outcome("b", {"id": "b", "status": "failed: cannot be decoded"}))
+    assert not (folder.root / "images" / "b").exists()
+    assert [row["id"] for row in lines(folder)] == ["a", "b"]
+
+
+def test_restoration_with_nan_is_not_passed_off_as_ok(folder):
+    outcome = make_outcome("a")
+    outcome.image[0, 0, 0] = float("nan")
+    with pytest.raises(InputError, match="finite"):
+        folder.write(outcome)
+    assert folder.done() == {}
+
+
+@pytest.mark.parametrize("name", ["../a", "a/b", "..", "."])
+def test_id_cannot_leave_the_folder(folder, name):
+    with pytest.raises(InputError, match="safe"):
+        folder.write(make_outcome(name))
+
+
+def test_finish_orders_rows_keeps_others_and_is_idempotent(folder):
+    for name in ("b", "x", "a"):
+        folder.write(make_outcome(name, psnr=20.0))
+    summary = folder.finish(["a", "b", "not run"], HEADER)
+    assert [row["id"] for row in lines(folder)] == ["a", "b", "x"]
+    assert summary["n"] == 2
+    assert json.loads((folder.root / "summary.json").read_text()) == summary
+    before = {path: path.read_bytes() for path in folder.root.glob("*.*")}
+    assert {path.name for path in before} == {"results.jsonl", "summary.json", "report.html"}
+    assert folder.finish(["a", "b", "not run"], HEADER) == summary
+    assert {path: path.read_bytes() for path in folder.root.glob("*.*")} == before
+
+
+def test_no_temporary_files_remain(folder):
+    folder.write(make_outcome("a", n=2, frames=2))
+    folder.finish(["a"], HEADER)
+    assert list(folder.root.rglob("*.partial")) == []
+
+
+def test_summary_numbers():
+    rng = np.random.default_rng(0)
+    before, after, mnc = rng.normal(22, 2, 30), rng.normal(26, 3, 30), rng.uniform(0.6, 1, 30)
+    rows = [
+        {"id": str(i), "status": "ok", "sigma": 0.02, "seconds": float(i), "nfe": 25, "lpips": None}
+        | {"psnr_measurement_aligned": before[i], "psnr_aligned": after[i], "kernel_mnc": mnc[i]}
+        for i in range(30)
+    ]
+    rows[3]["kernel_mnc"] = None
+    rows.append({"id": "bad", "status": "failed: diverged", "seconds": 1e6, "psnr_aligned": -1e6, "nfe": 3})
+    summary = summarize(rows, HEADER | {"settings": {"seed": 0}})
+    assert list(summary) == (
+        "method experiment run_id n failed metrics seconds_per_image nfe device commit versions".split()
+    )
+    assert (summary["n"], summary["failed"], summary["nfe"]) == (31, 1, 25)
+    assert summary["seconds_per_image"] == pytest.approx(np.arange(30).mean())
+    assert set(summary["metrics"]) == {"psnr_measurement_aligned", "psnr_aligned", "kernel_mnc", "gain"}
+    gain = summary["metrics"]["gain"]
+    assert gain["mean"] == pytest.approx((after - before).mean())
+    standard_error = (after - before).std() / 30**0.5
+    np.testing.assert_allclose(
+        np.array(gain["ci95"]) - gain["mean"], 1.96 * standard_error * np.array([-1, 1]), rtol=0.15
+    )
+    assert gain["n"] == 30
+    assert summary["metrics"]["kernel_mnc"]["n"] == 29
+    assert summary["metrics"]["kernel_mnc"]["mean"] == pytest.approx(np.delete(mnc, 3).mean())
+
+
+def test_summary_of_failures_only():
+    summary = summarize([{"id": "a", "status": "failed: x", "psnr": 3.0}], HEADER)
+    assert summary["metrics"] == {}
+    assert summary["seconds_per_image"] is None
+
+
+@pytest.mark.parametrize("support", [(9, 9), (33, 33), (64, 64), (21, 33), (300, 300)])
+def test_kernel_picture_repeats_pixels(support):
+    kernel = torch.rand(1, *support) / 1000
+    picture = kernel_picture(kernel, 264)
+    factor = picture.shape[-1] // support[1]
+    assert picture.shape == (1, support[0] * factor, support[1] * factor)
+    assert max(picture.shape) == pytest.approx(264, rel=0.15)
+    torch.testing.assert_close(picture[:, factor // 2 :: factor, factor // 2 :: factor], kernel / kernel.max())
+    assert kernel_picture(torch.zeros(1, 5, 5), 20).max() == 0
+
+
+def test_spread_picture_is_white_at_a_fifth():
+    samples = torch.tensor([0.3, 0.5]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
+    torch.testing.assert_close(spread_picture(samples), torch.full((1, 4, 4), 0.5**0.5))
+
+
+@pytest.mark.parametrize(("size", "truth", "n"), [((128, 128), True, 4), ((96, 96), False, 1), ((64, 300), True, 1)])
+def test_panel_shows_small_pictures_enlarged(size, truth, n):
+    outcome = make_outcome(size=size, truth=truth, n=n)
+    picture = panel(outcome)
+    factor = -(-256 // min(size)) if max(size) < 200 else 1
+    assert picture.shape[0] == 3
+    assert picture.shape[1] >= factor * size[0]
+    assert picture.shape[2] >= factor * size[1] * (2 + truth + (n > 1)) + 90
+    expected = outcome.y.clamp(0, 1).repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+    tile = picture[:, 12 : 12 + factor * size[0], 12 : 12 + factor * size[1]]
+    torch.testing.assert_close(tile, expected, atol=0.5 / 255 + 1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(900, 1400), (2400, 500), (40, 3000)])
+def test_panel_of_a_large_picture_is_reduced(size):
+    height, width = panel(make_outcome(size=size, truth=True, channels=1)).shape[-2:]
+    assert width <= 2100
+    assert height <= 2100
+
+
+def test_animation_frames():
+    outcome = make_outcome(frames=60, size=(30, 50))
+    gif = Image.open(io.BytesIO(animation(outcome.frames)))
+    assert gif.n_frames == 40
+    assert gif.info["loop"] == 0
+    shown = np.asarray(gif.convert("RGB"), float)[:90, :150] / 255
+    expected = outcome.frames[0][0].repeat_interleave(3, -2).repeat_interleave(3, -1).permute(1, 2, 0).numpy()
+    assert np.abs(shown - expected).mean() < 0.1  # of random colours, in a palette of 64
+    assert Image.open(io.BytesIO(animation(outcome.frames[:1]))).size == gif.size

@@ -1,0 +1,57 @@
+"""Small stand-ins that the tests share: an exact prior, tiny networks, blurred toys."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from codiffuse.methods.base import Measurement
+from codiffuse.networks.unet import UNet
+from codiffuse.operators.blur import BlurOperator
+from codiffuse.operators.noise import GaussianNoise
+from codiffuse.priors.parameterizations import EdmPrediction, X0Prediction
+from codiffuse.priors.prior import LogSigmaTime, Prior
+from codiffuse.spaces import ImageSpace
+
+
+class GaussianDenoiser(nn.Module):
+    """E[x0 | x_t] of x0 ~ N(0, variance I): the network of an exact `X0Prediction` prior."""
+
+    in_channels = 3
+
+    def __init__(self, variance: float) -> None:
+        super().__init__()
+        self.variance = variance
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x_t: Tensor, log_sigma: Tensor) -> Tensor:
+        sigma2 = (log_sigma.double() / 125).exp()
+        alpha_bar = (1 / (1 + sigma2)).reshape(-1, 1, 1, 1).to(x_t)
+        gain = self.variance * alpha_bar.sqrt() / (1 - alpha_bar + alpha_bar * self.variance)
+        return self.weight * gain * x_t
+
+
+def gaussian_prior(variance: float) -> Prior:
+    """The exact prior of white Gaussian images around mid-gray; `variance` in [-1, 1] units."""
+    return Prior(GaussianDenoiser(variance), X0Prediction(), LogSigmaTime(), ImageSpace()).frozen()
+
+
+def tiny_prior(seed: int = 0) -> Prior:
+    """An untrained network whose output is not zero: fast, for whatever does not need quality."""
+    torch.manual_seed(seed)
+    network = UNet(3, 3, channels=8, channel_mult=(1, 2), attention_levels=(), middle_attention=False, norm_groups=4)
+    for parameter in network.out.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    return Prior(network, EdmPrediction(), LogSigmaTime(), ImageSpace()).frozen()
+
+
+def blurred_toy(count: int = 1, side: int = 32, channels: int = 3, sigma: float = 0.02, seed: int = 0) -> Measurement:
+    """Smooth random pictures, blurred by a horizontal line of 5 px in a 7 px support."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, channels, side // 4, side // 4, generator=generator)
+    x = nn.functional.interpolate(coarse, (side, side), mode="bicubic").clamp(0, 1)
+    kernel = torch.zeros(count, 1, 7, 7)
+    kernel[:, :, 3, 1:6] = 0.2
+    operator = BlurOperator()
+    y = operator(x, kernel=kernel) + sigma * torch.randn(x.shape, generator=generator)
+    return Measurement(y, GaussianNoise(sigma), operator, {"kernel": kernel})
