@@ -161,6 +161,14 @@ def test_scale_is_the_reduction_of_the_picture(ramp):
     assert reduction.log().mean() == pytest.approx(0.5 * np.log(0.5), abs=0.06)
 
 
+def test_reduction_averages_instead_of_skipping_pixels(tmp_path):
+    write_picture(tmp_path / "noise.png", 0, (64, 64))
+    store = PictureStore(tmp_path)
+    whole, half = (crops(store, crop=16, scale=(s, s), gray=0.0).var() for s in (1.0, 0.5))
+    # Half as large, a pixel is about the mean of four: a quarter of the variance of white noise or less.
+    assert half < 0.25 * whole
+
+
 @pytest.mark.parametrize("size", [(5, 40), (40, 5), (16, 16), (1, 1)])
 def test_tiny_pictures_are_enlarged(tmp_path, size):
     write_picture(tmp_path / "tiny.png", 0, size)

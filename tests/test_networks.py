@@ -60,6 +60,12 @@ def test_any_size_keeps_its_shape(options, size):
     assert torch.isfinite(output).all()
 
 
+def test_a_size_that_the_levels_do_not_divide_is_extended_by_its_edge():
+    network, x, time = small_unet(channel_mult=(1, 1, 2)), randn(1, 3, 9, 14), torch.tensor([50.0])
+    extended = torch.nn.functional.pad(x, (0, 2, 0, 3), mode="replicate")
+    torch.testing.assert_close(network(x, time), network(extended, time)[..., :9, :14], rtol=0, atol=0)
+
+
 def test_an_untrained_network_predicts_zero_whatever_it_sees():
     assert UNet(**SMALL)(randn(1, 3, 8, 8), torch.tensor([5.0])).abs().max() == 0
 

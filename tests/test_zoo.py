@@ -104,6 +104,7 @@ def test_step_times_read_the_named_chain(time, last):
 
 def test_weights_are_stored_in_half_precision_and_used_in_single(folder):
     assert {value.dtype for value in load_file(folder / "model.safetensors").values()} == {torch.float16}
+    assert {value.dtype for value in zoo.read_weights(folder).values()} == {torch.float32}
     assert {p.dtype for p in zoo.load("small").parameters()} == {torch.float32}
 
 
@@ -118,7 +119,7 @@ def test_bfloat16_runs_the_network_alone_in_half_precision(folder):
 
 
 def test_saving_copies_weights_that_share_memory(tmp_path):
-    weights = torch.ones(4, 4)
+    weights = torch.ones(4, 4, dtype=torch.float16)
     zoo.save(tmp_path / "shared", DENOISER, {"a": weights, "b": weights, "c": weights.T}, "")
     assert set(load_file(tmp_path / "shared" / "model.safetensors")) == {"a", "b", "c"}
 
