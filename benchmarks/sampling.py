@@ -104,7 +104,7 @@ def m_step_speed(device: torch.device, repeats: int) -> None:
 
 
 def literal_m_step(y: Tensor, x: Tensor, sigma: Tensor, kernel: Tensor, m_step: HQS) -> Tensor:
-    """Eq. 24 as it is printed, with complex FFTs of everything in each iteration, summed over particles and channels."""
+    """Eq. 24 as printed: complex FFTs of everything in each iteration, summed over particles and channels."""
     n, _, height, width = x.shape
     weight = n * m_step.beta * sigma**2
     for _ in range(m_step.iterations):
@@ -145,7 +145,9 @@ def best_of(repeats: int, device: torch.device, *tasks: Callable[[], object]) ->
 def _method(device: torch.device, n: int) -> FastEM:
     denoiser = zoo.load("kernel_denoiser", "kernel_denoiser", device)
     prior = zoo.load("natural_image", "prior", device)
-    return FastEM(prior, HQS(PnP(denoiser)), process=ReverseProcess(num_steps=STEPS), num_particles=n, kernel_size=KERNEL)
+    return FastEM(
+        prior, HQS(PnP(denoiser)), process=ReverseProcess(num_steps=STEPS), num_particles=n, kernel_size=KERNEL
+    )
 
 
 def _measurement(device: torch.device, side: int) -> Measurement:

@@ -170,8 +170,13 @@ def _closing_lines(summary: dict[str, Any], rows: list[dict[str, Any]], run_dir:
     }
     known = [(label, summary["metrics"].get(key)) for key, label in names.items()]
     numbers = [f"{label} {value['mean']:.2f}" for label, value in known if value and value["n"]]
-    lines = [f"{len(rows) - summary['failed']} of {len(rows)} images restored" + ("; " + ", ".join(numbers) if numbers else "")]
-    lines += [f"  failed: {row['id']}: {row['status'].removeprefix('failed: ')}" for row in rows if row["status"] != "ok"]
+    lines = [
+        f"{len(rows) - summary['failed']} of {len(rows)} images restored"
+        + ("; " + ", ".join(numbers) if numbers else "")
+    ]
+    lines += [
+        f"  failed: {row['id']}: {row['status'].removeprefix('failed: ')}" for row in rows if row["status"] != "ok"
+    ]
     return "\n".join([*lines, f"pictures: {run_dir / 'images'}", f"report:   {run_dir / 'report.html'}"])
 
 

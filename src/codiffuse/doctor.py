@@ -12,7 +12,17 @@ from codiffuse.inference.provenance import versions
 from codiffuse.methods.memory import free_bytes
 from codiffuse.priors import zoo
 
-DATA_SETS = ("bsds400", "bsd100", "faces96.tar", "faces_eval", "levin09", "kohler", "real_blur", "turbulence", "kernels")
+DATA_SETS = (
+    "bsds400",
+    "bsd100",
+    "faces96.tar",
+    "faces_eval",
+    "levin09",
+    "kohler",
+    "real_blur",
+    "turbulence",
+    "kernels",
+)
 
 
 def report() -> str:
@@ -29,7 +39,9 @@ def report() -> str:
 
 def _devices() -> list[str]:
     cpu = torch.device("cpu")
-    lines = [f"cpu: {os.cpu_count()} cores, torch uses {torch.get_num_threads()}, {free_bytes(cpu) / 2**30:.1f} GiB free"]
+    lines = [
+        f"cpu: {os.cpu_count()} cores, torch uses {torch.get_num_threads()}, {free_bytes(cpu) / 2**30:.1f} GiB free"
+    ]
     for index in range(torch.cuda.device_count()):
         free = free_bytes(torch.device("cuda", index)) / 2**30
         lines.append(f"cuda:{index}: {torch.cuda.get_device_name(index)}, {free:.1f} GiB free")
@@ -56,7 +68,9 @@ def _data() -> list[str]:
     found = [name for name in DATA_SETS if (root / name).exists()]
     lines = [f"{root.absolute()}: {', '.join(found) or 'no data set found'}"]
     if not found:
-        lines.append("not needed for your own pictures; set CODIFFUSE_DATA for training and benchmarks (data/README.md)")
+        lines.append(
+            "not needed for your own pictures; set CODIFFUSE_DATA for training and benchmarks (data/README.md)"
+        )
     return lines
 
 

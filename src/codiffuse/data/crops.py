@@ -69,13 +69,21 @@ class PictureStore:
     def _decode(self, name: str) -> Tensor:
         from PIL import Image
 
+        try:
+            with Image.open(self._opened(name)) as image:
+                if image.mode.startswith("I;16"):
+                    # Pillow's own conversion of 16 bits saturates instead of scaling.
+                    gray = torch.from_numpy((np.array(image) // 257).astype(np.uint8))
+                    return gray.expand(3, -1, -1).contiguous()
+                return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+        except (OSError, SyntaxError) as error:
+            raise InputError(f"Expected a readable picture, got {name} of {self.root} ({error}); remove it.") from error
+
+    def _opened(self, name: str) -> str | io.BytesIO:
         if self.root.is_dir():
-            source = name
-        else:
-            self._tar = self._tar or tarfile.open(self.root)  # noqa: SIM115  held open for the life of the worker
-            source = io.BytesIO(self._tar.extractfile(name).read())
-        with Image.open(source) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+            return name
+        self._tar = self._tar or tarfile.open(self.root)  # stays open for the life of the worker
+        return io.BytesIO(self._tar.extractfile(name).read())
 
     def __getstate__(self) -> dict:
         # A worker process opens its own tar handle and fills its own cache.
@@ -105,6 +113,11 @@ class CropDataset(Dataset):
         length: int = 2**40,
         used: Sequence[int] | None = None,
     ) -> None:
+        if crop < 8 or not 0 < scale[0] <= scale[1] or not 0 <= gray <= 1:
+            raise InputError(
+                "Expected crop >= 8, scale (low, high) with 0 < low <= high, gray in [0, 1]; "
+                f"got {crop}, {scale}, {gray}."
+            )
         self.store, self.crop, self.scale, self.gray = store, crop, scale, gray
         self.seed, self.length = seed, length
         self.used = range(len(store)) if used is None else used

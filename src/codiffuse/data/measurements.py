@@ -128,7 +128,7 @@ def blurred(
     limit: int | None = None,
     seed: int = 0,
 ) -> SimulatedBlur:
-    """Sharp pictures blurred here: `input` is a data set (`bsd100`), `sample`, `sample:NAME`, a file, folder or glob."""
+    """Sharp pictures blurred here: `input` is a data set (`bsd100`), or whatever `sources` accepts."""
     is_data_set = isinstance(input, str) and (data_root() / input).is_dir()
     found = evaluation_set(input, limit) if is_data_set else sources(input)[:limit]
     return SimulatedBlur(found, law, sigma, operator, crop, gray, seed)

@@ -30,7 +30,7 @@ class HQS:
         anchor_per_particle: weigh the anchor by n beta sigma^2 as Eq. (24) does; off is beta sigma^2, as released.
         pooling: colour channels solved jointly, or alone and averaged (released).
         project_first: clip and normalise before the denoiser too (released), not only after it.
-        second_moment: weight of the spread r_t^2 of the images about their estimates, appendix D; 1 is the paper's text.
+        second_moment: weight of the spread r_t^2 of the images about their estimates, appendix D; 1 is the paper.
         recentring: after the last iteration: `integer`, `spline` (released), `none` (paper).
     """
 
@@ -53,9 +53,7 @@ class HQS:
         if self.recentring not in RECENTRING:
             raise InputError(f"Expected recentring among {', '.join(RECENTRING)}, got {self.recentring!r}.")
 
-    def __call__(
-        self, equations: KernelNormalEquations, sigma: Tensor, kernel: Tensor, r2: float = 0.0
-    ) -> Tensor:
+    def __call__(self, equations: KernelNormalEquations, sigma: Tensor, kernel: Tensor, r2: float = 0.0) -> Tensor:
         """One M-step.
 
         Args:
@@ -84,14 +82,10 @@ class HQS:
         height, width = equations.shape
         return self.beta * height * width / BETA_REFERENCE_PIXELS
 
-    def _spread_of_images(
-        self, equations: KernelNormalEquations, alpha: Tensor, r2: float
-    ) -> Tensor | None:
+    def _spread_of_images(self, equations: KernelNormalEquations, alpha: Tensor, r2: float) -> Tensor | None:
         # Appendix D: E ||K x - y||^2 = ||K x0-hat - y||^2 + r_t^2 N ||K||^2.
         if self.second_moment == 0:
             return None
         height, width = equations.shape
         channels = equations.num_channels if self.pooling == "joint" else 1
-        return alpha.new_full(
-            alpha.shape, self.second_moment * equations.num_images * height * width * channels * r2
-        )
+        return alpha.new_full(alpha.shape, self.second_moment * equations.num_images * height * width * channels * r2)

@@ -67,9 +67,7 @@ class PiGDM:
         `y_hat` and `x0_hat` are the real FFTs of `y` and `x0` where they are at hand.
         """
         r2 = sigma.new_full(sigma.shape, self.r2(step))
-        return operator.guidance_direction(
-            y, x0, r2, sigma.square(), kernel=kernel, y_hat=y_hat, image_hat=x0_hat
-        )
+        return operator.guidance_direction(y, x0, r2, sigma.square(), kernel=kernel, y_hat=y_hat, image_hat=x0_hat)
 
     def x0_shift(self, gradient: Tensor, step: Step) -> Tensor:
         """What guidance adds to x0-hat: zeta_t (1 - alpha_bar) / sqrt(alpha_bar) gradient.

@@ -13,7 +13,17 @@ import torch
 from codiffuse import __version__
 from codiffuse.errors import InputError
 
-PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "timm", "torchmetrics", "lpips", "scikit-image", "numpy")
+PACKAGES = (
+    "torch",
+    "pytorch-lightning",
+    "hydra-core",
+    "omegaconf",
+    "timm",
+    "torchmetrics",
+    "lpips",
+    "scikit-image",
+    "numpy",
+)
 
 
 def resolve_device(name: str) -> torch.device:

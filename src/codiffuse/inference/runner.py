@@ -153,7 +153,12 @@ class Runner:
 
     def _fail(self, name: str, reason: str, sample: Sample | None = None) -> dict[str, Any]:
         logger.error("%s failed: %s", name, reason)
-        row = {"id": name, "method": self.name, "sigma": sample.sigma if sample else None, "status": f"failed: {reason}"}
+        row = {
+            "id": name,
+            "method": self.name,
+            "sigma": sample.sigma if sample else None,
+            "status": f"failed: {reason}",
+        }
         self.folder.write(Outcome(id=name, row=row, y=sample.y if sample else None))
         return row
 

@@ -1,1 +1,1 @@
-"""Methods: blind and non-blind samplers, each a frozen dataclass of hyper-parameters that is called on a measurement."""
+"""Methods: blind and non-blind samplers, each a frozen dataclass that is called on a measurement."""

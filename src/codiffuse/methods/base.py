@@ -128,7 +128,11 @@ def restoration(measurement: Measurement, x: Tensor, params: dict[str, Tensor], 
     # A restoration that explains y worse than a constant picture does, beyond the noise, has run away.
     diverged = misfit > spread + 4 * measurement.sigma.square() + 1e-4
     status = tuple(
-        "failed: NaN or infinite values" if not ok else "failed: diverged (the residual exceeds the signal)" if far else "ok"
+        "failed: NaN or infinite values"
+        if not ok
+        else "failed: diverged (the residual exceeds the signal)"
+        if far
+        else "ok"
         for ok, far in zip(finite.tolist(), diverged.tolist(), strict=True)
     )
     samples = measurement.operator.crop_to_frame(samples, kernel_size=params["kernel"].shape[-2:])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from codiffuse.estimation.hqs import HQS
 from codiffuse.methods.base import Callback, Measurement, Restoration, StepInfo
-from codiffuse.methods.steps import delta_kernel
+from codiffuse.methods.steps import check_counts, delta_kernel
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.randomness import NoiseSource
 
@@ -42,6 +42,9 @@ class DiffusionEM:
     num_iterations: int = 10
     kernel_size: int = 33
     needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_counts(num_iterations=self.num_iterations, kernel_size=self.kernel_size)
 
     def supports(self, operator: BlurOperator) -> str | None:
         """`None`, or why not."""
@@ -77,6 +80,4 @@ def _shifted(callback: Callback | None, iteration: int, total: int) -> Callable[
     """The same callback, counting the steps of all iterations."""
     if callback is None:
         return None
-    return lambda info: callback(
-        replace(info, number=iteration * info.total + info.number, total=total * info.total)
-    )
+    return lambda info: callback(replace(info, number=iteration * info.total + info.number, total=total * info.total))

@@ -1,4 +1,4 @@
-"""Fast Diffusion EM: blind deconvolution within one reverse diffusion (Laroche, Almansa, Coupete; WACV 2024, Alg. 2)."""
+"""Fast Diffusion EM: blind deconvolution within one reverse diffusion (Laroche et al., WACV 2024, Alg. 2)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from codiffuse.guidance.dps import DPS
 from codiffuse.guidance.pigdm import PiGDM
 from codiffuse.methods.base import Callback, Measurement, Restoration, StepInfo, restoration
 from codiffuse.methods.memory import particles_that_fit
-from codiffuse.methods.steps import ReverseProcess, delta_kernel, denoise, lift, lower, start_particles, supports_blur
+from codiffuse.methods.steps import (
+    ReverseProcess,
+    check_counts,
+    delta_kernel,
+    denoise,
+    lift,
+    lower,
+    start_particles,
+    supports_blur,
+)
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.priors.prior import Prior
 from codiffuse.randomness import NoiseSource
@@ -41,6 +50,9 @@ class FastEM:
     kernel_size: int = 33
     particle_chunk: int | None = None
     needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_counts(num_particles=self.num_particles, kernel_size=self.kernel_size)
 
     def supports(self, operator: BlurOperator) -> str | None:
         """`None`, or why not."""
@@ -78,9 +90,7 @@ class FastEM:
         steps = schedule.steps()
         for number, step in enumerate(steps, 1):
             # Alg. 2, lines 2-3: eps-hat and x0-hat.
-            x0, fraction, pull_back = denoise(
-                self.prior, x_t, step, clip=self.process.clip == "denoised", chunk=chunk
-            )
+            x0, fraction, pull_back = denoise(self.prior, x_t, step, clip=self.process.clip == "denoised", chunk=chunk)
             image = self.prior.space.decode(x0).clamp(0, 1)
             image_hat = torch.fft.rfft2(image)
             # Alg. 2, line 4: K_{t-1} = M-step(y, x0-hat, sigma), Eqs. 24 and 25.
@@ -97,4 +107,6 @@ class FastEM:
             if callback:
                 callback(StepInfo(number, len(steps), step.alpha_bar, image, {"kernel": kernel}))
 
-        return restoration(measurement, lower(self.prior.space.decode(x_t), measurement.y), {"kernel": kernel}, len(steps))
+        return restoration(
+            measurement, lower(self.prior.space.decode(x_t), measurement.y), {"kernel": kernel}, len(steps)
+        )

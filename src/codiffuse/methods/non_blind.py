@@ -13,7 +13,7 @@ from codiffuse.guidance.dps import DPS
 from codiffuse.guidance.pigdm import PiGDM
 from codiffuse.methods.base import Callback, Measurement, Restoration, StepInfo, restoration
 from codiffuse.methods.memory import particles_that_fit
-from codiffuse.methods.steps import ReverseProcess, denoise, lift, lower, start_particles, supports_blur
+from codiffuse.methods.steps import ReverseProcess, check_counts, denoise, lift, lower, start_particles, supports_blur
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.priors.prior import Prior
 from codiffuse.randomness import NoiseSource
@@ -37,6 +37,9 @@ class NonBlind:
     num_particles: int = 1
     particle_chunk: int | None = None
     needs: ClassVar[tuple[str, ...]] = ("kernel",)
+
+    def __post_init__(self) -> None:
+        check_counts(num_particles=self.num_particles)
 
     def supports(self, operator: BlurOperator) -> str | None:
         """`None`, or why not."""
@@ -71,12 +74,12 @@ class NonBlind:
         steps = schedule.steps()
         for number, step in enumerate(steps, 1):
             # Alg. 1, lines 2-3: eps-hat and x0-hat.
-            x0, fraction, pull_back = denoise(
-                self.prior, x_t, step, clip=self.process.clip == "denoised", chunk=chunk
-            )
+            x0, fraction, pull_back = denoise(self.prior, x_t, step, clip=self.process.clip == "denoised", chunk=chunk)
             image = self.prior.space.decode(x0).clamp(0, 1)
             # Alg. 1, line 4: g = grad log p(y | x_t, K), Eq. 16 or 17.
-            cotangent = self.guidance.cotangent(operator, y.unsqueeze(1), image, sigma, step, kernel=kernel, y_hat=y_hat)
+            cotangent = self.guidance.cotangent(
+                operator, y.unsqueeze(1), image, sigma, step, kernel=kernel, y_hat=y_hat
+            )
             gradient = pull_back(self.prior.space.decode_gradient(cotangent))
             # Alg. 1, lines 5-7: the DDPM update with the conditional score.
             z = noise.normal("step", shape, x_t)
@@ -84,4 +87,6 @@ class NonBlind:
             if callback:
                 callback(StepInfo(number, len(steps), step.alpha_bar, image, {"kernel": kernel}))
 
-        return restoration(measurement, lower(self.prior.space.decode(x_t), measurement.y), {"kernel": kernel}, len(steps))
+        return restoration(
+            measurement, lower(self.prior.space.decode(x_t), measurement.y), {"kernel": kernel}, len(steps)
+        )

@@ -46,6 +46,8 @@ class ReverseProcess:
             raise InputError(f"Expected start in (0, 1] and eta in [0, 1], got {self.start} and {self.eta}.")
         if self.variance not in ("small", "large", "learned"):
             raise InputError(f"Expected variance small, large or learned, got {self.variance!r}.")
+        if 0 < self.eta < 1 and self.variance != "small":
+            raise InputError(f"Expected variance=small for eta between 0 and 1, got {self.variance!r}.")
         if self.clip not in ("denoised", "guided", "none"):
             raise InputError(f"Expected clip denoised, guided or none, got {self.clip!r}.")
 
@@ -57,7 +59,9 @@ class ReverseProcess:
             chain = Schedule(chain.betas[:kept], chain.original_steps[:kept], chain.num_original)
         return chain.respaced(self.num_steps)
 
-    def advance(self, x_t: Tensor, x0: Tensor, step: Step, z: Tensor, variance_fraction: Tensor | None = None) -> Tensor:
+    def advance(
+        self, x_t: Tensor, x0: Tensor, step: Step, z: Tensor, variance_fraction: Tensor | None = None
+    ) -> Tensor:
         """x_{t-1} from x_t and the (guided) x0-hat, all in diffusion coordinates; z is standard normal noise."""
         if self.clip == "guided":
             x0 = x0.clamp(-1, 1)
@@ -130,7 +134,9 @@ def denoise(
     return *_unfold(Denoised(torch.cat([p.x0 for p in parts]), fractions), shape), pull_back_in_chunks
 
 
-def start_particles(process: ReverseProcess, schedule: Schedule, start: Tensor, shape: tuple[int, ...], noise: NoiseSource) -> Tensor:
+def start_particles(
+    process: ReverseProcess, schedule: Schedule, start: Tensor, shape: tuple[int, ...], noise: NoiseSource
+) -> Tensor:
     """x_T: pure noise, or the noisy version of `start` `(B, C, H, W)` (diffusion coordinates) when the chain is cut."""
     x_T = noise.normal("init", shape, start)
     if process.start == 1:
@@ -167,6 +173,13 @@ def lift(y: Tensor, sigma: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:
 def lower(x: Tensor, y: Tensor) -> Tensor:
     """Samples `(B, n, C, H, W)` in the measurement's channels: the inverse of `lift`, by the mean."""
     return x if x.shape[2] == y.shape[1] else x.mean(2, keepdim=True)
+
+
+def check_counts(**counts: int) -> None:
+    """Refuse hyper-parameters that count something and are below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(f"Expected {name} >= 1, got {count}; set {name}=.")
 
 
 def supports_blur(operator: object) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -47,13 +47,19 @@ class StepIndexTime:
     """The step of the training chain, interpolated in log signal-to-noise ratio between its entries."""
 
     schedule: Schedule
+    _tables: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, alpha_bar: Tensor) -> Tensor:
-        bar = self.schedule.alpha_bar.to(alpha_bar.device)
-        log_noise, wanted = _log_noise(bar), _log_noise(alpha_bar.double())
-        right = torch.searchsorted(log_noise, wanted).clamp(1, len(bar) - 1)
+        log_noise, wanted = self._table(alpha_bar.device), _log_noise(alpha_bar.double())
+        last = len(log_noise) - 1
+        right = torch.searchsorted(log_noise, wanted).clamp(1, last)
         left = right - 1
-        return (left + (wanted - log_noise[left]) / (log_noise[right] - log_noise[left])).clamp(0, len(bar) - 1)
+        return (left + (wanted - log_noise[left]) / (log_noise[right] - log_noise[left])).clamp(0, last)
+
+    def _table(self, device: torch.device) -> Tensor:
+        if device not in self._tables:
+            self._tables[device] = _log_noise(self.schedule.alpha_bar).to(device)
+        return self._tables[device]
 
 
 class Prior(nn.Module):

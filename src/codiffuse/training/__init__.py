@@ -1,1 +1,1 @@
-"""Training: the Lightning modules, their data, averaging and checkpoints. Nothing outside this package needs Lightning."""
+"""Training: the Lightning modules, their data, averaging and checkpoints. Nothing else needs Lightning."""

@@ -43,7 +43,10 @@ class DenoisingPictures(pl.Callback):
             eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(x0)
             x_t = add_noise(x0, eps, alpha_bar)
             denoised = module.model.denoise(x_t, alpha_bar).x0
-            columns += [module.model.space.decode(x_t / alpha_bar[0].sqrt().float()), module.model.space.decode(denoised)]
+            columns += [
+                module.model.space.decode(x_t / alpha_bar[0].sqrt().float()),
+                module.model.space.decode(denoised),
+            ]
         return torch.cat([torch.cat([*c, t], -1) for *c, t in zip(*columns, clean, strict=True)], -2)
 
 

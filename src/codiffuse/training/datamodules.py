@@ -54,7 +54,9 @@ class StreamDataModule(pl.LightningDataModule):
 
     def _loader(self, dataset: Dataset, **options) -> DataLoader:
         workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
-        return DataLoader(dataset, batch_size=self.batch_size, pin_memory=torch.cuda.is_available(), **workers, **options)
+        return DataLoader(
+            dataset, batch_size=self.batch_size, pin_memory=torch.cuda.is_available(), **workers, **options
+        )
 
 
 def image_crops(

@@ -88,9 +88,7 @@ class ScoreModule(TrainingModule):
             total = total + loss / len(VALIDATION_SIGMAS)
         self.log("val/loss", total, prog_bar=True, batch_size=len(batch))
 
-    def _noisy(
-        self, physical: Tensor, alpha_bar: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _noisy(self, physical: Tensor, alpha_bar: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         x0 = self.model.space.encode(physical)
         eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         return x0, eps, add_noise(x0, eps, alpha_bar)
