@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from codiffuse.errors import InputError
 
@@ -19,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 # Settings that change how a run is carried out, not what it computes: they may differ when it is continued.
 HOW_NOT_WHAT = ("device", "precision", "batch_size", "threads", "limit", "lpips", "animate", "run_id", "resume")
+COUNTS = ("num_particles", "kernel_size")  # settings that are whole numbers of at least 1
+COUNTS_OR_NULL = ("crop", "limit", "batch_size", "threads")
 
 
 def config_dir() -> Path:
@@ -57,10 +63,8 @@ def main() -> None:
         return infer() if arguments.command == "infer" else train()
     if overrides:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-    try:
+    with _errors_in_one_line():
         _command(arguments)
-    except InputError as error:
-        sys.exit(f"error: {error}")
 
 
 def _command(arguments: Any) -> None:
@@ -108,13 +112,14 @@ def _infer(cfg: DictConfig) -> None:
 
     from codiffuse.inference.provenance import header, resolve_device
     from codiffuse.inference.runner import Runner
-    from codiffuse.inference.scoring import Scorer, find_lpips
+    from codiffuse.inference.scoring import Scorer, lpips
     from codiffuse.inference.writers import RunFolder
 
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     choices = HydraConfig.get().runtime.choices
     cfg.device = str(resolve_device(cfg.device))
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    _check_counts(plain)
     if plain["threads"]:
         torch.set_num_threads(plain["threads"])
     _keep_settings(plain, run_dir / "config.yaml")
@@ -126,7 +131,7 @@ def _infer(cfg: DictConfig) -> None:
         name=choices["method"],
         operator=operator,
         folder=folder,
-        scorer=Scorer(operator, find_lpips() if plain["lpips"] else None),
+        scorer=Scorer(operator, lpips if plain["lpips"] else None),
         device=torch.device(plain["device"]),
         seed=plain["seed"],
         batch_size=plain["batch_size"] or (1 if plain["device"] == "cpu" else 8),
@@ -137,23 +142,39 @@ def _infer(cfg: DictConfig) -> None:
     summary = folder.finish(source.ids, described | {"settings": _settings(plain)})
     print(_closing_lines(summary, rows, run_dir))
     if summary["failed"]:
-        sys.exit(1)
+        sys.exit("\n".join(f"failed: {row['id']}: {_reason(row)}" for row in rows if row["status"] != "ok"))
+
+
+def _check_counts(plain: dict[str, Any]) -> None:
+    for name in COUNTS + COUNTS_OR_NULL:
+        value = plain[name]
+        if value is None and name in COUNTS_OR_NULL:
+            continue
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"Expected a whole number of at least 1 for {name}, got {value!r}; set {name}=.")
 
 
 def _keep_settings(plain: dict[str, Any], path: Path) -> None:
     """Save the settings; refuse a folder whose results were made with others."""
+    from codiffuse.inference.files import write_bytes
+
     if path.exists() and (path.parent / "results.jsonl").exists():
-        before = OmegaConf.to_container(OmegaConf.load(path))
-        differing = sorted(
-            key for key in plain.keys() | before.keys() if key not in HOW_NOT_WHAT and plain.get(key) != before.get(key)
-        )
+        before, now = _what(OmegaConf.to_container(OmegaConf.load(path))), _what(plain)
+        differing = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
         if differing:
             raise InputError(
                 f"Expected the settings that {path.parent} was made with, got others for {', '.join(differing)}; "
                 "choose another run_id, or remove the folder."
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(plain, path)
+    write_bytes(path, OmegaConf.to_yaml(plain).encode())
+
+
+def _what(settings: Any) -> Any:
+    """Settings without those that only say how; components repeat some of these."""
+    if isinstance(settings, dict):
+        return {key: _what(value) for key, value in settings.items() if key not in HOW_NOT_WHAT}
+    return settings
 
 
 def _settings(plain: dict[str, Any]) -> dict[str, Any]:
@@ -174,27 +195,60 @@ def _closing_lines(summary: dict[str, Any], rows: list[dict[str, Any]], run_dir:
         f"{len(rows) - summary['failed']} of {len(rows)} images restored"
         + ("; " + ", ".join(numbers) if numbers else "")
     ]
-    lines += [
-        f"  failed: {row['id']}: {row['status'].removeprefix('failed: ')}" for row in rows if row["status"] != "ok"
-    ]
     return "\n".join([*lines, f"pictures: {run_dir / 'images'}", f"report:   {run_dir / 'report.html'}"])
+
+
+def _reason(row: dict[str, Any]) -> str:
+    return row["status"].removeprefix("failed: ")
 
 
 def _hydra_main(task: Callable[[DictConfig], None], config_name: str) -> None:
     def guarded(cfg: DictConfig) -> None:
-        try:
+        with _errors_in_one_line():
             task(cfg)
-        except InputError as error:
-            sys.exit(f"error: {error}")
-        except (hydra.errors.InstantiationException, OmegaConfBaseException) as error:
-            cause = error.__cause__
-            if isinstance(cause, InputError) or isinstance(error, OmegaConfBaseException):
-                sys.exit(f"error: {cause if isinstance(cause, InputError) else error}")
-            raise
 
     OmegaConf.register_new_resolver("codiffuse.slug", _slug, replace=True)
     OmegaConf.register_new_resolver("codiffuse.number", _number, replace=True)
-    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(guarded)()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them at length
+    sys.argv = [_quoted(argument) for argument in sys.argv]
+    with _errors_in_one_line():
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(guarded)()
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    """Ends the program with one line for what the user can mend; a bug keeps its traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from here", file=sys.stderr)
+        sys.exit(130)
+    except MissingMandatoryValue as error:
+        sys.exit(f"error: Expected a value for {error.full_key}, got none; add {error.full_key}=VALUE.")
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, InputError | TypeError | ImportError | AttributeError):
+            raise
+        sys.exit(f"error: {_one_line(error.__cause__ if isinstance(error.__cause__, InputError) else error)}")
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {_one_line(error)}")
+
+
+def _one_line(error: BaseException) -> str:
+    """The message without what only tells where Hydra looked."""
+    message = str(error).removeprefix("InputError raised while resolving interpolation: ")
+    for internal in ("Config search path:", "full_key:", "See https://hydra.cc"):
+        message = message.partition(internal)[0]
+    return " ".join(message.split())
+
+
+def _quoted(argument: str) -> str:
+    """Quotes the path of a file that exists: to Hydra's grammar, brackets, commas and digits in it mean something."""
+    name, _, value = argument.partition("=")
+    if name != "input" or not os.path.exists(value):
+        return argument
+    # A quote is escaped by a backslash, and so are the backslashes in front of one; others stand for themselves.
+    escaped = re.sub(r"\\+(?='|$)", lambda slashes: 2 * slashes[0], value).replace("'", r"\'")
+    return f"input='{escaped}'"
 
 
 def _slug(name: str, settings: str) -> str:

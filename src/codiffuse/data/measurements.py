@@ -94,6 +94,8 @@ class SimulatedBlur:
         gray: bool = False,
         seed: int = 0,
     ) -> None:
+        if sigma is None:
+            raise InputError("Expected a noise level for pictures that are blurred here, got none; set sigma=5/255.")
         _check_sigma(sigma)
         self.law, self.sigma, self.operator = law, sigma, operator
         self.crop, self.gray, self.seed = crop, gray, seed

@@ -38,8 +38,12 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"Expected device=auto, cpu, cuda or cuda:N, got {name!r}.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"Expected device=auto, cpu, cuda or cuda:N, got {name!r}.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"Expected a CUDA GPU for device={name}, found none; use device=cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"Expected a GPU below cuda:{torch.cuda.device_count()}, got {name}; nvidia-smi lists them.")
     return device
 
 

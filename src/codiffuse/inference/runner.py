@@ -60,10 +60,13 @@ class Runner:
         if len(pending) < len(source.ids):
             logger.info("%d of %d images are done already.", len(source.ids) - len(pending), len(source.ids))
         rows = dict(done)
-        with tqdm(total=len(pending), desc=self.name, unit="image", dynamic_ncols=True) as bar:
+        # Without a terminal there is a line in the log for each image instead of the bar.
+        with tqdm(total=len(pending), desc=self.name, unit="image", dynamic_ncols=True, disable=None) as bar:
             for batch in self._batches(source, pending, rows, bar):
                 for row in self._restore(batch, bar):
                     rows[row["id"]] = row
+                    if bar.disable and row["status"] == "ok":
+                        logger.info("%s restored in %.1f s.", row["id"], row["seconds"])
                 bar.update(len(batch))
         return [rows[name] for name in source.ids if name in rows]
 
@@ -81,7 +84,7 @@ class Runner:
                 continue
             for note in sample.notes:
                 logger.info("%s: %s.", sample.id, note)
-            if batch and (len(batch) == self.batch_size or sample.y.shape != batch[0].y.shape):
+            if batch and (len(batch) == self.batch_size or _shapes(sample) != _shapes(batch[0])):
                 yield batch
                 batch = []
             batch.append(sample)
@@ -121,7 +124,11 @@ class Runner:
     def _write(
         self, sample: Sample, result: Restoration, index: int, seconds: float, recorder: StepRecorder
     ) -> dict[str, Any]:
+        image = result.image[index].cpu()
+        kernel = result.params["kernel"][index].cpu()
         status = result.status[index]
+        if status == "ok" and not bool(torch.isfinite(image).all() and torch.isfinite(kernel).all()):
+            status = "failed: NaN or infinite values"
         row: dict[str, Any] = {
             "id": sample.id,
             "method": self.name,
@@ -130,8 +137,6 @@ class Runner:
             "seconds": round(seconds, 3),
             "nfe": result.nfe,
         }
-        image = result.image[index].cpu()
-        kernel = result.params["kernel"][index].cpu()
         if status == "ok":
             row |= self.scorer(sample, image, kernel)
         else:
@@ -161,6 +166,10 @@ class Runner:
         }
         self.folder.write(Outcome(id=name, row=row, y=sample.y if sample else None))
         return row
+
+
+def _shapes(sample: Sample) -> tuple[torch.Size, torch.Size | None]:
+    return sample.y.shape, None if sample.kernel is None else sample.kernel.shape
 
 
 def _reason(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -73,12 +74,17 @@ class Scorer:
             return None
 
 
-def find_lpips() -> Callable[[Tensor, Tensor], Tensor] | None:
-    """LPIPS if its weights are on this machine; otherwise the column is null and the log says once what to do."""
+def lpips(estimate: Tensor, truth: Tensor) -> Tensor:
+    """LPIPS `(B,)`, its network loaded when the first truth needs it.
+
+    Raises:
+        InputError: its weights are not on this machine.
+    """
+    return _lpips()(estimate, truth)
+
+
+@cache
+def _lpips() -> Callable[[Tensor, Tensor], Tensor]:
     from codiffuse.metrics.perceptual import Lpips
 
-    try:
-        return Lpips()
-    except InputError as error:
-        logger.warning("lpips is null: %s", error)
-        return None
+    return Lpips()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ def export(checkpoint: Path, name: str, card: Path | None = None) -> Path:
     Raises:
         InputError: the checkpoint is not one of this project's, or the card is missing.
     """
+    if not checkpoint.is_file():
+        raise InputError(f"Expected a checkpoint at {checkpoint}, found none; they lie in a run's checkpoints folder.")
+    if not zipfile.is_zipfile(checkpoint):
+        raise InputError(f"Expected a checkpoint written by train.py at {checkpoint}, got a damaged or other file.")
     spec, weights, hyper = zoo.checkpoint_spec_and_weights(checkpoint)
     folder = Path(name) if "/" in name else zoo.zoo_dirs()[0] / name
     if card is not None and not card.is_file():
