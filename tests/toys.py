@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from codiffuse.methods.base import Measurement
@@ -55,3 +57,23 @@ def blurred_toy(count: int = 1, side: int = 32, channels: int = 3, sigma: float 
     operator = BlurOperator()
     y = operator(x, kernel=kernel) + sigma * torch.randn(x.shape, generator=generator)
     return Measurement(y, GaussianNoise(sigma), operator, {"kernel": kernel})
+
+
+def picture(seed: int, shape: tuple[int, int] = (40, 48), channels: int = 3) -> np.ndarray:
+    """A smooth picture of full contrast, uint8, `(H, W, 3)` or `(H, W)`."""
+    coarse = np.random.default_rng(seed).integers(0, 2, (5, 6, channels), dtype=np.uint8) * 255
+    return np.asarray(Image.fromarray(coarse.squeeze()).resize(shape[::-1], Image.BICUBIC))
+
+
+def without_timing(rows: list[dict]) -> list[dict]:
+    """Rows of `results.jsonl` without what differs from run to run."""
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def assert_same_rows(rows: list[dict], others: list[dict], tolerance: float) -> None:
+    """Equal texts and nulls, and numbers up to a tolerance; timing aside."""
+    for row, other in zip(without_timing(rows), without_timing(others), strict=True):
+        assert row.keys() == other.keys()
+        for key, value in row.items():
+            close = isinstance(value, float) and abs(value - other[key]) <= tolerance
+            assert close or other[key] == value, key

@@ -142,7 +142,7 @@ def _infer(cfg: DictConfig) -> None:
     summary = folder.finish(source.ids, described | {"settings": _settings(plain)})
     print(_closing_lines(summary, rows, run_dir))
     if summary["failed"]:
-        sys.exit("\n".join(f"failed: {row['id']}: {_reason(row)}" for row in rows if row["status"] != "ok"))
+        sys.exit("\n".join(f"error: {row['id']} {row['status']}" for row in rows if row["status"] != "ok"))
 
 
 def _check_counts(plain: dict[str, Any]) -> None:
@@ -191,15 +191,14 @@ def _closing_lines(summary: dict[str, Any], rows: list[dict[str, Any]], run_dir:
     }
     known = [(label, summary["metrics"].get(key)) for key, label in names.items()]
     numbers = [f"{label} {value['mean']:.2f}" for label, value in known if value and value["n"]]
-    lines = [
-        f"{len(rows) - summary['failed']} of {len(rows)} images restored"
-        + ("; " + ", ".join(numbers) if numbers else "")
-    ]
-    return "\n".join([*lines, f"pictures: {run_dir / 'images'}", f"report:   {run_dir / 'report.html'}"])
-
-
-def _reason(row: dict[str, Any]) -> str:
-    return row["status"].removeprefix("failed: ")
+    restored = f"{len(rows) - summary['failed']} of {len(rows)} images restored"
+    return "\n".join(
+        [
+            restored + ("; " + ", ".join(numbers) if numbers else ""),
+            f"pictures: {run_dir / 'images'}",
+            f"report:   {run_dir / 'report.html'}",
+        ]
+    )
 
 
 def _hydra_main(task: Callable[[DictConfig], None], config_name: str) -> None:
@@ -236,7 +235,7 @@ def _errors_in_one_line() -> Iterator[None]:
 def _one_line(error: BaseException) -> str:
     """The message without what only tells where Hydra looked."""
     message = str(error).removeprefix("InputError raised while resolving interpolation: ")
-    for internal in ("Config search path:", "full_key:", "See https://hydra.cc"):
+    for internal in ("Config search path:", "full_key:", "See https://hydra.cc", ", set env var HYDRA"):
         message = message.partition(internal)[0]
     return " ".join(message.split())
 

@@ -59,7 +59,7 @@ def sources(spec: str | Path | Iterable[str | Path]) -> list[Source]:
     """
     specs = list(spec) if isinstance(spec, Iterable) and not isinstance(spec, str) else [spec]
     if not all(isinstance(part, str | Path) for part in specs):
-        raise InputError(f"input: expected a file, folder, glob or `sample`, got {spec!r}; name one, or a list of these")
+        raise InputError(f"input: expected a file, folder, glob or `sample`, got {spec!r}; name one or a list")
     if not specs:
         raise InputError("input: expected a file, folder, glob or `sample`, got an empty list; name at least one")
     paths = list(dict.fromkeys(chain.from_iterable(map(_paths, specs))))

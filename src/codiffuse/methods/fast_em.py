@@ -72,7 +72,8 @@ class FastEM:
         Args:
             measurement: a batch; each image has its own kernel.
             noise: asked for `init` and, once a step, for `step`.
-            init: `kernel` `(B, 1, h, w)` to start from instead of a delta.
+            init: `kernel` `(B, 1, h, w)` to start from, and `image` `(B, C, H, W)` in [0, 1] whose noisy version a
+                cut chain (`process.start` < 1) starts from instead of that of y.
             callback: called after each step.
         """
         operator, sigma = measurement.operator, measurement.sigma
@@ -86,7 +87,9 @@ class FastEM:
         schedule = self.process.schedule()
 
         # Fast EM, Alg. 2: x_T ~ N(0, I), n particles.
-        x_t = start_particles(self.process, schedule, self.prior.space.encode(y), shape, noise)
+        start = (init or {}).get("image")
+        start = self.prior.space.encode(y if start is None else lift(start.to(y), sigma, self.prior)[0])
+        x_t = start_particles(self.process, schedule, start, shape, noise)
         steps = schedule.steps()
         for number, step in enumerate(steps, 1):
             # Alg. 2, lines 2-3: eps-hat and x0-hat.

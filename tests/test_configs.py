@@ -1,0 +1,185 @@
+"""Every file of `conf/` composes, and says nothing that the class it configures does not understand."""
+
+import inspect
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from codiffuse import cli
+
+CONF = cli.config_dir()
+# Which program a group is for; files of `data` and `experiment` serve either.
+GROUPS = {
+    "method": "infer",
+    "operator": "infer",
+    "prior": "infer",
+    "model": "train",
+    "trainer": "train",
+    "logger": "train",
+    "callbacks": "train",
+}
+GIVEN = {"infer": ["input=sample", "sigma=5/255", "kernel_size=9", "device=cpu"], "train": []}  # what people say
+HYDRA_KEYS = {"_target_", "_convert_", "_partial_", "_recursive_", "_args_"}
+
+
+def task_of(path: Path) -> str:
+    """`infer` or `train`: which program a file is for."""
+    group = path.relative_to(CONF).parts[0]
+    if group == "data":
+        target = OmegaConf.load(path)["_target_"]
+        return {"codiffuse.data": "infer", "codiffuse.training": "train"}[target.rpartition(".")[0].rpartition(".")[0]]
+    if group == "experiment":
+        return "train" if "override /model" in path.read_text() else "infer"
+    return GROUPS[group]
+
+
+def choice_of(path: Path) -> str:
+    """`method/fast_em.yaml` as the command line has it: `method=fast_em`."""
+    return "=".join(path.relative_to(CONF).with_suffix("").as_posix().split("/", 1))
+
+
+FILES = sorted(CONF.glob("*/**/*.yaml"))
+each_file = pytest.mark.parametrize("path", FILES, ids=choice_of)
+
+
+def files_of(group):
+    return pytest.mark.parametrize("path", [path for path in FILES if path.parent.name == group], ids=choice_of)
+
+
+@pytest.fixture
+def composed(tmp_path, monkeypatch):
+    """Composes `infer` or `train` with overrides, resolved: what the program sees."""
+    monkeypatch.setenv("CODIFFUSE_DATA", str(tmp_path))
+    OmegaConf.register_new_resolver("codiffuse.slug", cli._slug, replace=True)
+    OmegaConf.register_new_resolver("codiffuse.number", cli._number, replace=True)
+
+    def call(task, *overrides):
+        config = compose(task, [*GIVEN[task], *overrides], return_hydra_config=True)
+        config.hydra.runtime.output_dir = str(tmp_path)
+        HydraConfig.instance().set_config(config)
+        del config.hydra
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield call
+
+
+def components(node, path=""):
+    """All mappings below `node` that have a `_target_`, with where they are."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from components(value, f"{path}.{key}")
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from components(value, f"{path}[{number}]")
+
+
+def misfits(node):
+    """What a component is told that its class or function does not take, and what it needs and is not told."""
+    for path, component in components(node):
+        parameters = inspect.signature(hydra.utils.get_object(component["_target_"])).parameters
+        open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        told = component.keys() - HYDRA_KEYS
+        if not open_ended:
+            yield from (f"{path}: unknown {key}" for key in sorted(told - parameters.keys()))
+        for name, parameter in parameters.items():
+            named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            if named and parameter.default is parameter.empty and name not in told:
+                yield f"{path}: missing {name}"
+
+
+def test_every_folder_is_known():
+    groups = {path.relative_to(CONF).parts[0] for path in FILES}
+    assert groups <= GROUPS.keys() | {"data", "experiment"}
+    assert {path.name for path in CONF.glob("*.yaml")} == {"infer.yaml", "train.yaml"}
+
+
+@each_file
+def test_every_file_composes_and_fits_its_classes(composed, path):
+    task = task_of(path)
+    config = composed(task, choice_of(path))
+    assert list(misfits(config)) == []
+    assert config.keys() == composed(task).keys()  # an experiment may set what there is, and add nothing
+
+
+@pytest.mark.parametrize("task", ["infer", "train"])
+def test_the_defaults_fit_their_classes(composed, task):
+    config = composed(task)
+    assert list(misfits(config)) == []
+    assert {"infer": ".method.m_step.regularizer", "train": ".model"}[task] in dict(components(config))
+
+
+def test_misfits_are_seen():
+    good = {"_target_": "codiffuse.methods.steps.ReverseProcess", "num_steps": 3}
+    assert list(misfits({"process": good})) == []
+    assert list(misfits({"a": [good | {"nim_steps": 3}]})) == [".a[0]: unknown nim_steps"]
+    assert list(misfits({"_target_": "codiffuse.estimation.hqs.HQS"})) == [": missing regularizer"]
+    with pytest.raises(ImportError, match="nothing"):
+        list(misfits({"_target_": "codiffuse.nothing.Here"}))
+
+
+def test_there_are_methods_to_choose_from():
+    assert len([path for path in FILES if path.parent.name == "method"]) >= 6
+
+
+@files_of("method")
+def test_methods_build(composed, use_tiny_zoo, path):
+    config = composed("infer", choice_of(path), "num_particles=3")
+    method = hydra.utils.instantiate(config["method"])
+    assert method.supports(hydra.utils.instantiate(config["operator"])) is None
+    assert getattr(method, "kernel_size", 9) == 9  # the general settings arrive
+    assert (method if hasattr(method, "num_particles") else method.e_step).num_particles == 3
+
+
+@files_of("model")
+def test_models_build(composed, path):
+    from codiffuse.priors import zoo
+
+    with torch.device("meta"):
+        module = hydra.utils.instantiate(composed("train", choice_of(path))["model"])
+    assert zoo.count_parameters(module) > 0
+
+
+@files_of("trainer")
+def test_trainers_are_told_what_lightning_takes(composed, path):
+    import pytorch_lightning as pl
+
+    taken = inspect.signature(pl.Trainer).parameters
+    assert composed("train", choice_of(path))["trainer"].keys() <= taken.keys()
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if task_of(path) == "infer"], ids=choice_of)
+def test_sources_build(composed, path):
+    config = composed("infer", choice_of(path), "input=sample")
+    assert hydra.utils.instantiate(config["data"]).ids == ["astronaut"]
+
+
+@files_of("callbacks")
+def test_callbacks_build(composed, path):
+    for callback in (composed("train", choice_of(path))["callbacks"] or {}).values():
+        hydra.utils.instantiate(callback)
+
+
+@pytest.mark.parametrize("text", ["5/255", "0.0196078431372549"])
+def test_noise_levels_may_be_fractions(composed, text):
+    config = composed("infer", f"sigma={text}", "data=blurred")
+    assert config["data"]["sigma"] == pytest.approx(5 / 255)
+
+
+def test_run_names_tell_commands_apart_and_stay(composed):
+    def run_id(*overrides):
+        return composed("infer", *overrides)["run_id"]
+
+    assert run_id("method=pigdm").startswith("pigdm-")
+    assert run_id("seed=1") == run_id("seed=1") != run_id("seed=2")
+    # What does not change the result does not change the folder either: the run continues on another machine.
+    assert run_id() == run_id("device=cpu", "threads=3", "limit=2", "batch_size=4")
