@@ -87,11 +87,24 @@ class Restoration:
     nfe: int
     status: tuple[str, ...]
 
+    def canvas(self) -> Tensor:
+        """`(B, C, H, W)` mean of the samples in [0, 1], on the operator's canvas."""
+        return self.raw["x"].clamp(0, 1).mean(1)
+
+    def as_init(self) -> dict[str, Tensor]:
+        """What another method needs to go on from here: its `init`."""
+        return {**self.params, "image": self.canvas()}
+
 
 class Method(Protocol):
     """A sampler with its hyper-parameters and priors."""
 
     needs: ClassVar[tuple[str, ...]]
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of a whole run: how often the callback is called."""
+        ...
 
     def __call__(
         self,
@@ -118,12 +131,11 @@ def restoration(measurement: Measurement, x: Tensor, params: dict[str, Tensor], 
         params: final operator parameters.
         nfe: network calls an image.
     """
-    samples = x.clamp(0, 1)
     finite = torch.isfinite(x).flatten(1).all(1)
     for value in params.values():
         finite = finite & torch.isfinite(value).flatten(1).all(1)
-    image = samples.mean(1)
-    misfit = (measurement.operator(image, **params) - measurement.y).square().flatten(1).mean(1)
+    samples = x.clamp(0, 1)
+    misfit = (measurement.operator(samples.mean(1), **params) - measurement.y).square().flatten(1).mean(1)
     spread = (measurement.y - measurement.y.mean((1, 2, 3), keepdim=True)).square().flatten(1).mean(1)
     # A restoration that explains y worse than a constant picture does, beyond the noise, has run away.
     diverged = misfit > spread + 4 * measurement.sigma.square() + 1e-4

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from codiffuse.estimation.hqs import HQS
-from codiffuse.methods.base import Callback, Measurement, Restoration, StepInfo
-from codiffuse.methods.steps import check_counts, delta_kernel
+from codiffuse.methods.base import Callback, Measurement, Method, Restoration
+from codiffuse.methods.steps import check_counts, delta_kernel, part_of_run
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.randomness import NoiseSource
-
-
-class PosteriorSampler(Protocol):
-    """Draws samples given `measurement.known["kernel"]`: any non-blind method."""
-
-    def __call__(
-        self, measurement: Measurement, *, noise: NoiseSource, init=None, callback: Callback | None = None
-    ) -> Restoration: ...
-
-    def supports(self, operator: BlurOperator) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -31,13 +20,13 @@ class DiffusionEM:
     """L times: n posterior samples with the current kernel, then one M-step on them.
 
     Attributes:
-        e_step: the non-blind sampler of Algorithm 1; its `num_particles` is n.
+        e_step: a non-blind method, the sampler of Algorithm 1; its `num_particles` is n.
         m_step: estimates the kernel from y and the samples.
         num_iterations: L.
         kernel_size: side of the unknown kernel, px.
     """
 
-    e_step: PosteriorSampler
+    e_step: Method
     m_step: HQS
     num_iterations: int = 10
     kernel_size: int = 33
@@ -45,6 +34,11 @@ class DiffusionEM:
 
     def __post_init__(self) -> None:
         check_counts(num_iterations=self.num_iterations, kernel_size=self.kernel_size)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of a whole run."""
+        return self.num_iterations * self.e_step.num_steps
 
     def supports(self, operator: BlurOperator) -> str | None:
         """`None`, or why not."""
@@ -67,17 +61,11 @@ class DiffusionEM:
         for iteration in range(self.num_iterations):
             # Alg. A.1, E-step: x^i ~ p(x0 | y, K_l) with Algorithm 1, fresh noise.
             known = replace(measurement, known={"kernel": kernel})
-            drawn = self.e_step(known, noise=noise, callback=_shifted(callback, iteration, self.num_iterations))
+            part = part_of_run(callback, iteration * self.e_step.num_steps, self.num_steps)
+            drawn = self.e_step(known, noise=noise, callback=part)
             nfe += drawn.nfe
             # Alg. A.1, M-step: K_{l+1} from y and the samples, warm-started from K_l.
             samples = drawn.raw["x"].clamp(0, 1)
             equations = measurement.operator.normal_equations(y, samples, kernel_size=size)
             kernel = self.m_step(equations, measurement.sigma, kernel)
         return replace(drawn, params={"kernel": kernel}, raw={**drawn.raw, "kernel": kernel}, nfe=nfe)
-
-
-def _shifted(callback: Callback | None, iteration: int, total: int) -> Callable[[StepInfo], None] | None:
-    """The same callback, counting the steps of all iterations."""
-    if callback is None:
-        return None
-    return lambda info: callback(replace(info, number=iteration * info.total + info.number, total=total * info.total))

@@ -41,6 +41,11 @@ class NonBlind:
     def __post_init__(self) -> None:
         check_counts(num_particles=self.num_particles)
 
+    @property
+    def num_steps(self) -> int:
+        """Steps of a whole run."""
+        return len(self.process.schedule())
+
     def supports(self, operator: BlurOperator) -> str | None:
         """`None`, or why not."""
         return supports_blur(operator)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from codiffuse.errors import InputError
+from codiffuse.fourier import pad, reach
+from codiffuse.methods.base import Callback
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.priors.prior import Denoised, Prior
 from codiffuse.randomness import NoiseSource
@@ -137,10 +139,22 @@ def denoise(
 def start_particles(
     process: ReverseProcess, schedule: Schedule, start: Tensor, shape: tuple[int, ...], noise: NoiseSource
 ) -> Tensor:
-    """x_T: pure noise, or the noisy version of `start` `(B, C, H, W)` (diffusion coordinates) when the chain is cut."""
+    """x_T of shape `(B, n, C, H, W)`: pure noise, or, when the chain is cut, the noisy version of a picture.
+
+    Args:
+        process: says whether the chain is cut.
+        schedule: the running chain.
+        start: `(B, C, H', W')` in diffusion coordinates; a smaller one is continued by its edge to H x W.
+        shape: of the particles.
+        noise: asked for `init`.
+    """
     x_T = noise.normal("init", shape, start)
     if process.start == 1:
         return x_T
+    missing = shape[-2] - start.shape[-2], shape[-1] - start.shape[-1]
+    if any(missing):
+        margins = reach((missing[0] + 1, missing[1] + 1))
+        start = pad(start, margins, "replicate")
     alpha_bar = float(schedule.alpha_bar[-1])
     return math.sqrt(alpha_bar) * start.unsqueeze(1) + math.sqrt(1 - alpha_bar) * x_T
 
@@ -173,6 +187,13 @@ def lift(y: Tensor, sigma: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:
 def lower(x: Tensor, y: Tensor) -> Tensor:
     """Samples `(B, n, C, H, W)` in the measurement's channels: the inverse of `lift`, by the mean."""
     return x if x.shape[2] == y.shape[1] else x.mean(2, keepdim=True)
+
+
+def part_of_run(callback: Callback | None, done: int, total: int) -> Callback | None:
+    """The same callback for a run within a run: it counts the steps of all of them."""
+    if callback is None:
+        return None
+    return lambda info: callback(replace(info, number=done + info.number, total=total))
 
 
 def check_counts(**counts: int) -> None:
