@@ -237,7 +237,7 @@ def test_a_training_checkpoint_gives_spec_weights_and_hyper_parameters(tmp_path,
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"hyper_parameters": {}}, ("without a model spec",)),
+        ({"hyper_parameters": {}}, ("without model and weights",)),
         ({"hyper_parameters": {"spec": {"kind": "prior"}}}, ("network.name",)),
         ({"state_dict": {}}, ("missing",)),
         ({"hyper_parameters": {"spec": DENOISER}}, ("another architecture",)),
@@ -252,7 +252,7 @@ def test_bare_weights_and_missing_files_are_refused(tmp_path):
     torch.save(trained(PRIOR).state_dict(), tmp_path / "bare.pt")
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
     for name in ("bare.pt", "tensor.pt"):
-        refused(lambda name=name: zoo.checkpoint_spec_and_weights(tmp_path / name), name, "without a model spec")
+        refused(lambda name=name: zoo.checkpoint_spec_and_weights(tmp_path / name), name, "without model and weights")
     refused(lambda: zoo.checkpoint_spec_and_weights(tmp_path / "none.ckpt"), "none.ckpt", "found none")
 
 

@@ -18,6 +18,8 @@ from codiffuse.operators.noise import GaussianNoise
 from codiffuse.randomness import derive_seed
 from codiffuse.simulate.mixture import KernelLaw
 
+SAMPLE_SIGMA = 5 / 255  # noise of the packaged samples, which are blurred here
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -57,18 +59,26 @@ class Photographs:
         input: file, folder, glob, or a list of these.
         sigma: noise level in [0, 1] units; `None` estimates it from each picture.
         limit: take the first `limit` pictures only.
+        crop: side of the centre crop to restore, px; `None` takes the picture whole.
     """
 
-    def __init__(self, input: str | Sequence[str], sigma: float | None = None, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        input: str | Sequence[str],
+        sigma: float | None = None,
+        limit: int | None = None,
+        crop: int | None = None,
+    ) -> None:
         _check_sigma(sigma)
-        self.sigma = sigma
+        self.sigma, self.crop = sigma, crop
         self._sources = sources(input)[:limit]
         self.ids = [source.id for source in self._sources]
 
     def load(self, index: int) -> Sample:
         picture = self._sources[index].load()
-        sigma = estimate_sigma(picture.pixels) if self.sigma is None else self.sigma
-        return Sample(self.ids[index], picture.pixels, sigma, notes=picture.notes)
+        y = picture.pixels if self.crop is None else centre_crop(picture.pixels, self.crop)
+        sigma = estimate_sigma(y) if self.sigma is None else self.sigma
+        return Sample(self.ids[index], y, sigma, notes=picture.notes)
 
 
 class SimulatedBlur:
@@ -134,6 +144,21 @@ def blurred(
     is_data_set = isinstance(input, str) and (data_root() / input).is_dir()
     found = evaluation_set(input, limit) if is_data_set else sources(input)[:limit]
     return SimulatedBlur(found, law, sigma, operator, crop, gray, seed)
+
+
+def pictures(
+    input: str | Sequence[str],
+    law: KernelLaw,
+    operator: BlurOperator,
+    sigma: float | None = None,
+    crop: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> MeasurementSource:
+    """People's pictures as they are; the packaged samples, which are sharp, are blurred here with `law` first."""
+    if isinstance(input, str) and input.partition(":")[0] == "sample":
+        return blurred(input, law, SAMPLE_SIGMA if sigma is None else sigma, operator, crop, limit=limit, seed=seed)
+    return Photographs(input, sigma, limit, crop)
 
 
 def estimate_sigma(pixels: Tensor) -> float:

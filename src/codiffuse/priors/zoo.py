@@ -201,11 +201,13 @@ def checkpoint_spec_and_weights(path: Path) -> tuple[dict[str, Any], dict[str, T
     except FileNotFoundError:
         raise InputError(f"Expected a checkpoint at {path}, found none.") from None
     except (UnpicklingError, RuntimeError, EOFError) as error:
-        reason = (str(error) or "the file ends early").splitlines()[0]
-        raise InputError(f"Expected a checkpoint of plain tensors at {path}; refused to load it: {reason}") from error
+        raise InputError(
+            f"Expected a checkpoint of plain tensors at {path}; it is damaged or holds pickled objects, which could "
+            "run code, so it was not loaded. Make another with train.py."
+        ) from error
     hyper = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else {}
-    if "spec" not in hyper:
-        raise InputError(f"Expected a checkpoint written by train.py at {path}, got one without a model spec.")
+    if not isinstance(hyper.get("spec"), dict) or "state_dict" not in checkpoint:
+        raise InputError(f"Expected a checkpoint written by train.py at {path}, got one without model and weights.")
     model = build(hyper["spec"])
     prefix = "model.network." if isinstance(model, Prior) else "model."
     state = checkpoint["state_dict"]

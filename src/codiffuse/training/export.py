@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,9 @@ def model_card(name: str, spec: dict[str, Any], hyper: dict[str, Any], run_dir: 
         f"{spec['kind'].replace('_', ' ').capitalize()}, {size / 1e6:.2f} M weights, averaged, stored as float16; "
         f"{hyper['global_step']} training steps.",
         "",
+        *(f"- {key}: {value}" for key, value in (config.get("card") or {}).items()),
+        *training_parts(run_dir),
+        "",
         "## Validation",
         "",
         *(f"- {key}: {value:.4g}" for key, value in last_validation(run_dir).items()),
@@ -71,6 +75,17 @@ def model_card(name: str, spec: dict[str, Any], hyper: dict[str, Any], run_dir: 
         "",
     ]
     return "\n".join(lines)
+
+
+def training_parts(run_dir: Path) -> list[str]:
+    """Device and time of each part of a run, as lines of a card."""
+    path = run_dir / "parts.jsonl"
+    parts = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [
+        f"- trained until step {part['until_step']}: {part['seconds'] / 60:.0f} minutes, {part['device']}, "
+        f"{part['precision']}"
+        for part in parts
+    ]
 
 
 def last_validation(run_dir: Path) -> dict[str, float]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -50,6 +52,34 @@ def fit(
     Returns:
         The last checkpoint.
     """
+    checkpoint = _checkpoint_to_resume(run_dir, resume)
+    if threads:
+        torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high")
+    _keep_metrics(run_dir)
+    bar = [TQDMProgressBar(refresh_rate=20)] if trainer.get("enable_progress_bar", True) else []
+    engine = pl.Trainer(
+        default_root_dir=run_dir,
+        logger=[CSVLogger(run_dir, name=None, version=""), *([extra_logger] if extra_logger else [])],
+        callbacks=[EMA(ema_decay), _saver(run_dir / "checkpoints", checkpoint_minutes), *bar, *callbacks],
+        max_epochs=-1,
+        check_val_every_n_epoch=None,
+        use_distributed_sampler=False,
+        inference_mode=False,
+        num_sanity_val_steps=0,
+        **{**trainer, "precision": _precision(trainer.get("precision", "auto"), trainer.get("accelerator", "auto"))},
+    )
+    started = time.monotonic()
+    try:
+        engine.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    finally:
+        _note_part(run_dir, engine, time.monotonic() - started)
+    last = run_dir / "checkpoints" / "last.ckpt"
+    engine.save_checkpoint(last)
+    return last
+
+
+def _checkpoint_to_resume(run_dir: Path, resume: str) -> Path | None:
     checkpoint = newest_checkpoint(run_dir / "checkpoints")
     if resume not in ("auto", "must", "never"):
         raise InputError(f"Expected resume=auto, must or never, got {resume!r}.")
@@ -57,30 +87,35 @@ def fit(
         raise InputError(f"Expected a checkpoint in {run_dir / 'checkpoints'}, found none; use resume=auto to start.")
     if resume == "never" and checkpoint is not None:
         raise InputError(f"Expected an empty run folder, found {checkpoint}; use resume=auto or another run_id.")
-    if threads:
-        torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("high")
-    _keep_metrics(run_dir)
-    last = run_dir / "checkpoints" / "last.ckpt"
-    saver = _saver(run_dir / "checkpoints", checkpoint_minutes)
-    loggers: list[Logger] = [CSVLogger(run_dir, name=None, version=""), *([extra_logger] if extra_logger else [])]
-    bar = [TQDMProgressBar(refresh_rate=20)] if trainer.get("enable_progress_bar", True) else []
-    engine = pl.Trainer(
-        default_root_dir=run_dir,
-        logger=loggers,
-        callbacks=[EMA(ema_decay), saver, *bar, *callbacks],
-        max_epochs=-1,
-        check_val_every_n_epoch=None,
-        use_distributed_sampler=False,
-        inference_mode=False,
-        num_sanity_val_steps=0,
-        **trainer,
-    )
     if checkpoint:
         logger.info("Resuming from %s.", checkpoint)
-    engine.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    engine.save_checkpoint(last)
-    return last
+    return checkpoint
+
+
+def _precision(asked: str, accelerator: str) -> str:
+    """`auto` is bf16 where the device computes in it, else float32."""
+    if asked != "auto":
+        return asked
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    return "bf16-mixed" if "avx512_bf16" in flags or "amx_bf16" in flags else "32-true"
+
+
+def _note_part(run_dir: Path, engine: pl.Trainer, seconds: float) -> None:
+    """Add a line to `parts.jsonl`: what the model card says of time and device."""
+    if not engine.is_global_zero:
+        return
+    device = torch.cuda.get_device_name() if engine.strategy.root_device.type == "cuda" else "CPU"
+    part = {
+        "until_step": engine.global_step,
+        "seconds": round(seconds),
+        "device": f"{device}, {torch.get_num_threads()} threads" if device == "CPU" else device,
+        "precision": str(engine.precision),
+    }
+    with (run_dir / "parts.jsonl").open("a") as file:
+        file.write(json.dumps(part) + "\n")
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
