@@ -115,7 +115,7 @@ def test_every_file_composes_and_fits_its_classes(composed, path):
 def test_the_defaults_fit_their_classes(composed, task):
     config = composed(task)
     assert list(misfits(config)) == []
-    assert {"infer": ".method.m_step.regularizer", "train": ".model"}[task] in dict(components(config))
+    assert {"infer": ".method.first.m_step.regularizer", "train": ".model"}[task] in dict(components(config))
 
 
 def test_misfits_are_seen():
@@ -137,7 +137,8 @@ def test_methods_build(composed, use_tiny_zoo, path):
     method = hydra.utils.instantiate(config["method"])
     assert method.supports(hydra.utils.instantiate(config["operator"])) is None
     assert getattr(method, "kernel_size", 9) == 9  # the general settings arrive
-    assert (method if hasattr(method, "num_particles") else method.e_step).num_particles == 3
+    sampler = getattr(method, "first", getattr(method, "e_step", method))
+    assert sampler.num_particles == 3
 
 
 @files_of("model")

@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from codiffuse.errors import InputError
 from codiffuse.estimation.hqs import HQS
 from codiffuse.guidance.dps import DPS
 from codiffuse.guidance.pigdm import PiGDM
@@ -27,7 +26,6 @@ from codiffuse.methods.steps import (
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.priors.prior import Prior
 from codiffuse.randomness import NoiseSource
-from codiffuse.simulate.gaussian import gaussian_kernel
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,6 @@ class FastEM:
         process: the reverse chain.
         num_particles: n; the restoration is the mean of the n samples.
         kernel_size: side of the unknown kernel, px.
-        initial_width: standard deviation of the Gaussian kernel to start from, as a share of `kernel_size`; 0 starts
-            from a delta, of whose sharp peak the first M-steps keep too much.
         particle_chunk: particles a network call; `None` takes as many as the free memory holds.
     """
 
@@ -52,14 +48,11 @@ class FastEM:
     process: ReverseProcess = field(default_factory=ReverseProcess)
     num_particles: int = 1
     kernel_size: int = 33
-    initial_width: float = 0.0
     particle_chunk: int | None = None
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_counts(num_particles=self.num_particles, kernel_size=self.kernel_size)
-        if self.initial_width < 0:
-            raise InputError(f"Expected initial_width >= 0 (a share of kernel_size), got {self.initial_width}.")
 
     @property
     def num_steps(self) -> int:
@@ -69,13 +62,6 @@ class FastEM:
     def supports(self, operator: BlurOperator) -> str | None:
         """`None`, or why not."""
         return supports_blur(operator)
-
-    def _initial_kernel(self, y: Tensor) -> Tensor:
-        size = (self.kernel_size, self.kernel_size)
-        if self.initial_width == 0:
-            return delta_kernel(y, size)
-        blur = gaussian_kernel(size, self.initial_width * self.kernel_size)
-        return blur.to(y).expand(len(y), 1, *size)
 
     @torch.no_grad()
     def __call__(
@@ -99,7 +85,7 @@ class FastEM:
         y, sigma = lift(measurement.y, sigma, self.prior)
         size = (self.kernel_size, self.kernel_size)
         kernel = (init or {}).get("kernel")
-        kernel = self._initial_kernel(y) if kernel is None else kernel.to(y)
+        kernel = delta_kernel(y, size) if kernel is None else kernel.to(y)
         shape = (len(y), self.num_particles, y.shape[1], *operator.image_shape(y.shape[-2:], kernel_size=size))
         y_hat = torch.fft.rfft2(y)
         chunk = self.particle_chunk or particles_that_fit(self.prior, shape)

@@ -6,16 +6,19 @@ bad ones: a wrong kernel leaves what no sharp picture explains.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from codiffuse.errors import InputError
 from codiffuse.methods.base import Callback, Measurement, Method, Restoration
 from codiffuse.methods.steps import check_counts, part_of_run
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.randomness import NoiseSource
+from codiffuse.simulate.gaussian import gaussian_kernel
 
 
 @dataclass(frozen=True)
@@ -23,26 +26,31 @@ class BestOfRestarts:
     """Restarts, a choice by the residual, refinements that must lower it.
 
     Attributes:
-        first: blind method that is run `num_restarts` times, each time with fresh noise.
+        first: blind method that is run once for each of `initial_widths`, each time with fresh noise.
         refine: blind method that goes on from the best kernel and image so far, `num_refinements` times; what it finds
             is kept where it lowers the residual.
-        num_restarts: runs of `first`.
+        kernel_size: side of the unknown kernel, px.
+        initial_widths: standard deviations of the Gaussian kernels that the runs start from, as shares of
+            `kernel_size`. A delta is a poor start: the first M-steps, which see coarse structure only, keep its peak.
         num_refinements: runs of `refine`.
     """
 
     first: Method
     refine: Method
-    num_restarts: int = 4
-    num_refinements: int = 3
+    kernel_size: int = 33
+    initial_widths: Sequence[float] = (0.09, 0.045, 0.15, 0.06)
+    num_refinements: int = 2
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        check_counts(num_restarts=self.num_restarts)
+        check_counts(kernel_size=self.kernel_size, initial_widths=len(self.initial_widths))
+        if min(self.initial_widths) <= 0:
+            raise InputError(f"Expected initial_widths > 0 (shares of kernel_size), got {list(self.initial_widths)}.")
 
     @property
     def num_steps(self) -> int:
         """Steps of a whole run."""
-        return self.num_restarts * self.first.num_steps + self.num_refinements * self.refine.num_steps
+        return len(self.initial_widths) * self.first.num_steps + self.num_refinements * self.refine.num_steps
 
     def supports(self, operator: BlurOperator) -> str | None:
         """`None`, or why not."""
@@ -57,17 +65,21 @@ class BestOfRestarts:
         init: dict[str, Tensor] | None = None,
         callback: Callback | None = None,
     ) -> Restoration:
-        """Restore `measurement.y`; arguments as for the methods inside."""
+        """Restore `measurement.y`; arguments as for the methods inside. An `init` replaces the Gaussians."""
+        starts = [init or {"kernel": self._gaussian(measurement.y, width)} for width in self.initial_widths]
         best: Restoration | None = None
         done = nfe = 0
-        for number in range(self.num_restarts + self.num_refinements):
-            refining = number >= self.num_restarts
-            method, start = (self.refine, best.as_init()) if refining else (self.first, init)
-            part = part_of_run(callback, done, self.num_steps)
-            found = method(measurement, noise=noise, init=start, callback=part)
+        for number in range(len(starts) + self.num_refinements):
+            refining = number >= len(starts)
+            method, start = (self.refine, best.as_init()) if refining else (self.first, starts[number])
+            found = method(measurement, noise=noise, init=start, callback=part_of_run(callback, done, self.num_steps))
             best = found if best is None else keep_better(measurement, best, found)
             done, nfe = done + method.num_steps, nfe + found.nfe
         return replace(best, nfe=nfe)
+
+    def _gaussian(self, y: Tensor, width: float) -> Tensor:
+        kernel = gaussian_kernel(self.kernel_size, width * self.kernel_size)
+        return kernel.to(y).expand(len(y), -1, -1, -1)
 
 
 def residual(measurement: Measurement, found: Restoration) -> Tensor:
