@@ -114,9 +114,17 @@ def test_a_photograph(infer, pictures):
     assert {f"images/a/{name}" for name in made} < files
     assert {"config.yaml", "results.jsonl", "summary.json", "report.html"} < files
     row = ended.rows()[0]
-    assert (row["id"], row["method"], row["status"], row["nfe"]) == ("a", "fast_em", "ok", 2)
+    assert (row["id"], row["method"], row["status"], row["nfe"]) == ("a", "fast_em_once", "ok", 2)
     summary = json.loads((ended.folder / "summary.json").read_text())
-    assert (summary["n"], summary["failed"], summary["method"]) == (1, 0, "fast_em")
+    assert (summary["n"], summary["failed"], summary["method"]) == (1, 0, "fast_em_once")
+
+
+def test_the_default_method(program, pictures):
+    short = ["method.first.process.num_steps=2", "method.refine.process.num_steps=1"]
+    ended = program(cli.infer, "input=pictures/a.png", "kernel_size=9", "lpips=false", *short)
+    assert (ended.code, ended.err) == (0, "")
+    row = ended.rows()[0]
+    assert (row["method"], row["status"], row["nfe"]) == ("fast_em", "ok", 4 * 2 + 2 * 1)
 
 
 def test_the_same_command_again_does_nothing(infer, pictures, monkeypatch):
@@ -221,7 +229,7 @@ def test_a_benchmark(infer, tmp_path):
     assert (summary["experiment"], summary["n"]) == ("bsd100_motion", 2)
     low, high = summary["metrics"]["psnr_aligned"]["ci95"]
     assert low <= summary["metrics"]["psnr_aligned"]["mean"] <= high
-    assert summary["run_id"].startswith("bsd100_motion/fast_em-")
+    assert summary["run_id"].startswith("bsd100_motion/fast_em_once-")
 
 
 # What it says when something is wrong
@@ -385,7 +393,7 @@ def test_zoo_lists_names_and_folders(program, use_tiny_zoo):
 
 
 def test_infer_by_its_other_name(program, pictures):
-    assert program(cli.main, "infer", "input=pictures/a.png", *QUICK).code == 0
+    assert program(cli.main, "infer", "input=pictures/a.png", *once(()), *QUICK).code == 0
 
 
 class Unsafe:
