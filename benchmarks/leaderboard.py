@@ -1,0 +1,94 @@
+"""Collects finished benchmark runs into `results/leaderboard.csv`: one row a method, seeds pooled.
+
+    python -m benchmarks.leaderboard outputs/infer/bsd100_motion/*
+
+Intervals are 95 % bootstrap intervals over images, each with its mean over seeds. A run counts for the row
+of its method and settings; the seed alone may differ.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from codiffuse.inference.summary import gain
+from codiffuse.metrics.statistics import bootstrap_ci
+
+PROTOCOL = ("experiment_name", "crop", "kernel_size", "sigma", "boundary", "limit", "num_particles")
+TARGET = Path(__file__).parents[1] / "results" / "leaderboard.csv"
+
+
+def main() -> int:
+    runs = [run for folder in map(Path, sys.argv[1:]) if (run := read_run(folder))]
+    if not runs:
+        print(__doc__, file=sys.stderr)
+        return 2
+    groups: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        groups[tuple(str(run["config"].get(key)) for key in PROTOCOL), run["summary"]["method"]].append(run)
+    rows = [
+        row_of(dict(zip(PROTOCOL, settings, strict=True)), found) for (settings, _), found in sorted(groups.items())
+    ]
+    TARGET.parent.mkdir(exist_ok=True)
+    with TARGET.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    for row in rows:
+        print("  ".join(f"{key} {value}" for key, value in row.items() if key not in ("device", "commit")))
+    return 0
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """Settings, rows and summary of a finished run folder, else `None`."""
+    import yaml
+
+    if not (folder / "summary.json").is_file():
+        return None
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    return {
+        "config": yaml.safe_load((folder / "config.yaml").read_text()),
+        "rows": [json.loads(line) for line in lines],
+        "summary": json.loads((folder / "summary.json").read_text()),
+    }
+
+
+def row_of(settings: dict[str, str], runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """One line of the table."""
+    rows = [row for run in runs for row in run["rows"]]
+    summary = runs[0]["summary"]
+    means = {name: per_image(rows, name) for name in ("psnr_aligned", "ssim", "lpips", "kernel_mnc", "reblur")}
+    means["gain"] = per_image([{**row, "gain": gain(row)} for row in rows], "gain")
+    intervals = {name: bootstrap_ci(values) for name, values in means.items()}
+    seconds = [row["seconds"] for row in rows if row["status"] == "ok"]
+    return {
+        "benchmark": settings["experiment_name"],
+        "method": summary["method"],
+        **{key: value for key, value in settings.items() if key != "experiment_name"},
+        "n": len(means["gain"]),
+        "seeds": len(runs),
+        "failed": sum(row["status"] != "ok" for row in rows),
+        **{name: f"{interval.mean:.4g}" for name, interval in intervals.items()},
+        "gain_ci95": f"{intervals['gain'].lo:.2f} .. {intervals['gain'].hi:.2f}",
+        "seconds_per_image": f"{sum(seconds) / len(seconds):.1f}",
+        "nfe": summary["nfe"],
+        "device": summary["device"],
+        "commit": summary["commit"],
+    }
+
+
+def per_image(rows: list[dict[str, Any]], name: str) -> list[float]:
+    """Mean over seeds of one number, for each image that has it."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row.get(name) is not None:
+            values[row["id"]].append(row[name])
+    return [sum(found) / len(found) for found in values.values()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
