@@ -301,3 +301,22 @@ def test_truth_and_kernel_are_scored(folder, tmp_path):
     assert row["psnr_aligned"] >= row["psnr"] - 0.5  # another border, but the best shift
     assert Image.open(tmp_path / "run/images/a/truth.png").size == (36, 36)
     assert np.load(tmp_path / "run/images/a/kernel.npy").sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_out_of_memory_fails_the_image_that_is_too_large_and_a_bug_is_no_memory(folder, tmp_path):
+    def too_large(image, y):
+        if len(image) > 1 or y.mean() > means[2]:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+        return image
+
+    means = sorted(Photographs(str(folder)).load(index).y.mean() for index in range(4))
+    rows = runner(tmp_path / "run", Copy(spoil=too_large), batch_size=4).run(Photographs(str(folder)))
+    failed = [row["status"] for row in rows if row["status"] != "ok"]
+    assert len(failed) == 1
+    assert "out of memory" in failed[0]
+
+    def bug(image, y):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        runner(tmp_path / "bug", Copy(spoil=bug)).run(Photographs(str(folder)))

@@ -99,7 +99,9 @@ class Runner:
             recorder = StepRecorder(measurement, self._shower(bar), self.num_frames)
             seeds = [derive_seed(self.seed, sample.id, "sampler") for sample in batch]
             result = self.method(measurement, noise=GeneratorNoise(seeds), callback=recorder)
-        except (InputError, torch.cuda.OutOfMemoryError) as error:
+        except (InputError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, InputError) and not _is_out_of_memory(error):
+                raise
             if len(batch) > 1:
                 return [row for sample in batch for row in self._restore([sample], bar)]
             return [self._fail(batch[0].id, _reason(error), batch[0])]
@@ -172,7 +174,12 @@ def _shapes(sample: Sample) -> tuple[torch.Size, torch.Size | None]:
     return sample.y.shape, None if sample.kernel is None else sample.kernel.shape
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """On a GPU torch has a class for it; on the CPU the allocator's message is all there is."""
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+
+
 def _reason(error: Exception) -> str:
-    if isinstance(error, torch.cuda.OutOfMemoryError):
+    if _is_out_of_memory(error):
         return "out of memory; use a smaller image, batch_size=1, or device=cpu"
     return str(error)
