@@ -46,6 +46,8 @@ class GeneratorNoise:
         if shape[0] != len(self.generators):
             raise InputError(f"Expected noise for {len(self.generators)} images (one seed each), got {shape[0]}.")
         drawn = torch.stack([torch.randn(*shape[1:], generator=g) for g in self.generators])
+        if like.is_cuda:
+            drawn = drawn.pin_memory()  # so that the copy does not wait for the device
         return drawn.to(like, non_blocking=True)
 
 
