@@ -1,0 +1,26 @@
+"""Every file of recorded numbers is used by a test, or named here as waiting for its method."""
+
+from pathlib import Path
+
+WAITING = {
+    "BlindDPS": {"blinddps_10steps", "blinddps_guidance", "tilt_warp", "guided_diffusion_training_loss"},
+    "Kernel-Diff": {
+        "kerneldiff_6steps",
+        "kerneldiff_ops",
+        "kerneldiff_unet_small",
+        "kerneldiff_unet_256_64",
+        "dwdn",
+        "dwdn_small",
+        "dwdn_refine_fsr",
+        "infwide_xrf_module",
+    },
+}
+
+
+def test_recorded_numbers_are_used_or_named_as_waiting(fixtures_dir):
+    recorded = {path.stem for path in fixtures_dir.rglob("*") if path.suffix in (".npz", ".json")}
+    recorded = {name.removesuffix(".config") for name in recorded}
+    tests = [path for path in Path(__file__).parent.glob("test_*.py") if path != Path(__file__)]
+    text = "\n".join(path.read_text() for path in tests)
+    unused = {name for name in recorded if name not in text}
+    assert unused == set.union(*WAITING.values())
