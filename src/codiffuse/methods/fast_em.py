@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -82,7 +83,10 @@ class FastEM:
             callback: called after each step.
         """
         operator, sigma = measurement.operator, measurement.sigma
-        y, sigma = lift(measurement.y, sigma, self.prior)
+        y = lift(measurement.y, self.prior)
+        # The copies of a gray measurement share one noise: for the kernel they weigh as one observation together. For
+        # the image they do better as one each (docs/methods.md), since a colour prior leaves the channels free.
+        kernel_sigma = sigma * math.sqrt(y.shape[1] / measurement.y.shape[1])
         size = (self.kernel_size, self.kernel_size)
         kernel = (init or {}).get("kernel")
         kernel = delta_kernel(y, size) if kernel is None else kernel.to(y)
@@ -93,7 +97,7 @@ class FastEM:
 
         # Fast EM, Alg. 2: x_T ~ N(0, I), n particles.
         start = (init or {}).get("image")
-        start = self.prior.space.encode(y if start is None else lift(start.to(y), sigma, self.prior)[0])
+        start = self.prior.space.encode(y if start is None else lift(start.to(y), self.prior))
         x_t = start_particles(self.process, schedule, start, shape, noise)
         steps = schedule.steps()
         for number, step in enumerate(steps, 1):
@@ -103,7 +107,7 @@ class FastEM:
             image_hat = torch.fft.rfft2(image)
             # Alg. 2, line 4: K_{t-1} = M-step(y, x0-hat, sigma), Eqs. 24 and 25.
             equations = operator.normal_equations(y, image, kernel_size=size, y_hat=y_hat, images_hat=image_hat)
-            kernel = self.m_step(equations, sigma, kernel, self.guidance.r2(step))
+            kernel = self.m_step(equations, kernel_sigma, kernel, self.guidance.r2(step))
             # Alg. 2, line 5: g = grad log p(y | x_t, K_{t-1}), Eq. 16 or 17.
             cotangent = self.guidance.cotangent(
                 operator, y.unsqueeze(1), image, sigma, step, kernel=kernel, y_hat=y_hat.unsqueeze(1), x0_hat=image_hat

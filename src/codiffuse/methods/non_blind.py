@@ -67,7 +67,7 @@ class NonBlind:
         if "kernel" not in measurement.known:
             raise InputError("Expected a known kernel for a non-blind method, got none; use a blind method.")
         operator, kernel = measurement.operator, measurement.known["kernel"]
-        y, sigma = lift(measurement.y, measurement.sigma, self.prior)
+        y, sigma = lift(measurement.y, self.prior), measurement.sigma
         size = kernel.shape[-2:]
         shape = (len(y), self.num_particles, y.shape[1], *operator.image_shape(y.shape[-2:], kernel_size=size))
         y_hat = torch.fft.rfft2(y).unsqueeze(1)

@@ -171,16 +171,12 @@ def delta_kernel(y: Tensor, size: tuple[int, int]) -> Tensor:
     return kernel
 
 
-def lift(y: Tensor, sigma: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:
-    """A measurement in the prior's number of channels.
-
-    A gray measurement under a colour prior is repeated over the three channels. The copies share one noise, so together
-    they must weigh as one observation: sigma grows by sqrt(3).
-    """
+def lift(y: Tensor, prior: Prior) -> Tensor:
+    """A measurement in the prior's number of channels: a gray one is repeated over the channels of a colour prior."""
     if y.shape[1] == prior.channels:
-        return y, sigma
+        return y
     if y.shape[1] == 1:
-        return y.expand(-1, prior.channels, -1, -1), sigma * math.sqrt(prior.channels)
+        return y.expand(-1, prior.channels, -1, -1)
     raise InputError(f"Expected a measurement of 1 or {prior.channels} channels for this prior, got {y.shape[1]}.")
 
 

@@ -165,6 +165,7 @@ def save(folder: Path, spec: Mapping[str, Any], weights: Mapping[str, Tensor], c
     folder.mkdir(parents=True, exist_ok=True)
     stored = {key: value.detach().half().contiguous().clone() for key, value in weights.items()}
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # the library makes it readable to its owner alone
     (folder / "config.yaml").write_text(yaml.safe_dump({"schema": SCHEMA, **spec}, sort_keys=False))
     (folder / "README.md").write_text(card)
 

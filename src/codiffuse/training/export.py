@@ -47,6 +47,8 @@ def model_card(name: str, spec: dict[str, Any], hyper: dict[str, Any], run_dir: 
     config = yaml.safe_load(config_path.read_text()) if config_path.is_file() else {}
     size = zoo.count_parameters(zoo.build(spec))
     shown = {key: config[key] for key in ("data", "trainer", "ema_decay", "seed") if key in config}
+    if "root" in shown.get("data", {}):
+        shown["data"]["root"] = Path(shown["data"]["root"]).name  # where it lay on that machine is nobody's business
     shown["optimisation"] = {key: value for key, value in hyper.items() if key not in ("spec", "global_step")}
     lines = [
         f"# {name}",
