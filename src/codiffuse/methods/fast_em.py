@@ -82,11 +82,10 @@ class FastEM:
                 cut chain (`process.start` < 1) starts from instead of that of y.
             callback: called after each step.
         """
-        operator, sigma = measurement.operator, measurement.sigma
-        y = lift(measurement.y, self.prior)
-        # The copies of a gray measurement share one noise: for the kernel they weigh as one observation together. For
-        # the image they do better as one each (docs/methods.md), since a colour prior leaves the channels free.
-        kernel_sigma = sigma * math.sqrt(y.shape[1] / measurement.y.shape[1])
+        operator, y = measurement.operator, lift(measurement.y, self.prior)
+        # The copies of a gray measurement share one noise, so together they weigh as one observation. (Each weighing
+        # as one, the image gains, but kernels are found less often: docs/methods.md.)
+        sigma = measurement.sigma * math.sqrt(y.shape[1] / measurement.y.shape[1])
         size = (self.kernel_size, self.kernel_size)
         kernel = (init or {}).get("kernel")
         kernel = delta_kernel(y, size) if kernel is None else kernel.to(y)
@@ -107,7 +106,7 @@ class FastEM:
             image_hat = torch.fft.rfft2(image)
             # Alg. 2, line 4: K_{t-1} = M-step(y, x0-hat, sigma), Eqs. 24 and 25.
             equations = operator.normal_equations(y, image, kernel_size=size, y_hat=y_hat, images_hat=image_hat)
-            kernel = self.m_step(equations, kernel_sigma, kernel, self.guidance.r2(step))
+            kernel = self.m_step(equations, sigma, kernel, self.guidance.r2(step))
             # Alg. 2, line 5: g = grad log p(y | x_t, K_{t-1}), Eq. 16 or 17.
             cotangent = self.guidance.cotangent(
                 operator, y.unsqueeze(1), image, sigma, step, kernel=kernel, y_hat=y_hat.unsqueeze(1), x0_hat=image_hat
