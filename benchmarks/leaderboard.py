@@ -18,7 +18,8 @@ from typing import Any
 from codiffuse.inference.summary import gain
 from codiffuse.metrics.statistics import bootstrap_ci
 
-PROTOCOL = ("experiment_name", "crop", "kernel_size", "sigma", "boundary", "limit", "num_particles")
+PROTOCOL = ("experiment_name", "crop", "kernel_size", "sigma", "boundary", "num_particles", "precision")
+NOT_COMPARED = ("run_id", "limit", "device", "threads", "batch_size", "lpips", "animate")
 TARGET = Path(__file__).parents[1] / "results" / "leaderboard.csv"
 
 
@@ -29,10 +30,8 @@ def main() -> int:
         return 2
     groups: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
-        groups[tuple(str(run["config"].get(key)) for key in PROTOCOL), run["summary"]["method"]].append(run)
-    rows = [
-        row_of(dict(zip(PROTOCOL, settings, strict=True)), found) for (settings, _), found in sorted(groups.items())
-    ]
+        groups[run["summary"]["method"], json.dumps(without_seed(run["config"]), sort_keys=True)].append(run)
+    rows = [row_of(found) for _, found in sorted(groups.items())]
     TARGET.parent.mkdir(exist_ok=True)
     with TARGET.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
@@ -57,8 +56,16 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     }
 
 
-def row_of(settings: dict[str, str], runs: list[dict[str, Any]]) -> dict[str, Any]:
+def without_seed(settings: Any) -> Any:
+    """Settings that runs of one row share; components repeat some of them."""
+    if isinstance(settings, dict):
+        return {key: without_seed(value) for key, value in settings.items() if key not in ("seed", *NOT_COMPARED)}
+    return settings
+
+
+def row_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """One line of the table."""
+    settings = {key: runs[0]["config"].get(key) for key in PROTOCOL}
     rows = [row for run in runs for row in run["rows"]]
     summary = runs[0]["summary"]
     means = {name: per_image(rows, name) for name in ("psnr_aligned", "ssim", "lpips", "kernel_mnc", "reblur")}
@@ -70,11 +77,11 @@ def row_of(settings: dict[str, str], runs: list[dict[str, Any]]) -> dict[str, An
         "method": summary["method"],
         **{key: value for key, value in settings.items() if key != "experiment_name"},
         "n": len(means["gain"]),
-        "seeds": len(runs),
+        "seeds": len({run["config"]["seed"] for run in runs}),
         "failed": sum(row["status"] != "ok" for row in rows),
         **{name: f"{interval.mean:.4g}" for name, interval in intervals.items()},
         "gain_ci95": f"{intervals['gain'].lo:.2f} .. {intervals['gain'].hi:.2f}",
-        "seconds_per_image": f"{sum(seconds) / len(seconds):.1f}",
+        "seconds_per_image": f"{sum(seconds) / max(len(seconds), 1):.1f}",
         "nfe": summary["nfe"],
         "device": summary["device"],
         "commit": summary["commit"],

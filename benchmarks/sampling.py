@@ -22,7 +22,7 @@ from codiffuse.estimation.hqs import HQS
 from codiffuse.estimation.regularizers import PnP
 from codiffuse.methods.base import Measurement
 from codiffuse.methods.fast_em import FastEM
-from codiffuse.methods.steps import ReverseProcess, delta_kernel, denoise
+from codiffuse.methods.steps import ReverseProcess, delta_kernel
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.operators.noise import GaussianNoise
 from codiffuse.priors import zoo
@@ -64,11 +64,12 @@ def step_overhead(side: int, n: int, device: torch.device, repeats: int) -> floa
     """Print and return the share of time that a step spends outside the network's forward and vjp."""
     method, measurement = _method(device, n), _measurement(device, side)
     step = method.process.schedule().steps()[1]
-    x = torch.randn(1, n, 3, side, side, device=device)
+    x = torch.randn(n, 3, side, side, device=device, requires_grad=True)
+    time_of_step = method.prior.time(torch.full((n,), step.alpha_bar, dtype=torch.float64, device=device)).float()
 
     def bare() -> None:
-        x0, _, pull_back = denoise(method.prior, x, step, clip=True)
-        pull_back(x0)
+        output = method.prior.network(x, time_of_step)
+        torch.autograd.grad(output, x, output)
 
     def whole() -> None:
         method(measurement, noise=GeneratorNoise([0]))

@@ -18,6 +18,8 @@ CONF = cli.config_dir()
 GROUPS = {
     "method": "infer",
     "operator": "infer",
+    "guidance": "infer",
+    "regularizer": "infer",
     "prior": "infer",
     "model": "train",
     "trainer": "train",
@@ -32,6 +34,8 @@ def task_of(path: Path) -> str:
     """`infer` or `train`: which program a file is for."""
     group = path.relative_to(CONF).parts[0]
     if group == "data":
+        if path.stem.startswith("for_"):  # what a model trains on
+            return "train"
         target = OmegaConf.load(path)["_target_"]
         return {"codiffuse.data": "infer", "codiffuse.training": "train"}[target.rpartition(".")[0].rpartition(".")[0]]
     if group == "experiment":
@@ -42,6 +46,15 @@ def task_of(path: Path) -> str:
 def choice_of(path: Path) -> str:
     """`method/fast_em.yaml` as the command line has it: `method=fast_em`."""
     return "=".join(path.relative_to(CONF).with_suffix("").as_posix().split("/", 1))
+
+
+def choices_of(path: Path) -> list[str]:
+    """What a person types to use a file; parts of a method are chosen in its place."""
+    group, name = path.relative_to(CONF).parts[0], path.stem
+    inside = {"guidance": "method.guidance", "regularizer": "method.m_step.regularizer"}
+    if group in inside:
+        return ["method=fast_em_once", f"{group}@{inside[group]}={name}"]
+    return [choice_of(path)]
 
 
 FILES = sorted(CONF.glob("*/**/*.yaml"))
@@ -56,8 +69,7 @@ def files_of(group):
 def composed(tmp_path, monkeypatch):
     """Composes `infer` or `train` with overrides, resolved: what the program sees."""
     monkeypatch.setenv("CODIFFUSE_DATA", str(tmp_path))
-    OmegaConf.register_new_resolver("codiffuse.slug", cli._slug, replace=True)
-    OmegaConf.register_new_resolver("codiffuse.number", cli._number, replace=True)
+    cli.register_resolvers()
 
     def call(task, *overrides):
         config = compose(task, [*GIVEN[task], *overrides], return_hydra_config=True)
@@ -106,7 +118,7 @@ def test_every_folder_is_known():
 @each_file
 def test_every_file_composes_and_fits_its_classes(composed, path):
     task = task_of(path)
-    config = composed(task, choice_of(path))
+    config = composed(task, *choices_of(path))
     assert list(misfits(config)) == []
     assert config.keys() == composed(task).keys()  # an experiment may set what there is, and add nothing
 
@@ -133,7 +145,7 @@ def test_there_are_methods_to_choose_from():
 
 @files_of("method")
 def test_methods_build(composed, use_tiny_zoo, path):
-    config = composed("infer", choice_of(path), "num_particles=3")
+    config = composed("infer", *choices_of(path), "num_particles=3")
     method = hydra.utils.instantiate(config["method"])
     assert method.supports(hydra.utils.instantiate(config["operator"])) is None
     assert getattr(method, "kernel_size", 9) == 9  # the general settings arrive
@@ -146,7 +158,7 @@ def test_models_build(composed, path):
     from codiffuse.priors import zoo
 
     with torch.device("meta"):
-        module = hydra.utils.instantiate(composed("train", choice_of(path))["model"])
+        module = hydra.utils.instantiate(composed("train", *choices_of(path))["model"])
     assert zoo.count_parameters(module) > 0
 
 
@@ -155,18 +167,18 @@ def test_trainers_are_told_what_lightning_takes(composed, path):
     import pytorch_lightning as pl
 
     taken = inspect.signature(pl.Trainer).parameters
-    assert composed("train", choice_of(path))["trainer"].keys() <= taken.keys()
+    assert composed("train", *choices_of(path))["trainer"].keys() <= taken.keys()
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if task_of(path) == "infer"], ids=choice_of)
 def test_sources_build(composed, path):
-    config = composed("infer", choice_of(path), "input=sample")
+    config = composed("infer", *choices_of(path), "input=sample")
     assert hydra.utils.instantiate(config["data"]).ids == ["astronaut"]
 
 
 @files_of("callbacks")
 def test_callbacks_build(composed, path):
-    for callback in (composed("train", choice_of(path))["callbacks"] or {}).values():
+    for callback in (composed("train", *choices_of(path))["callbacks"] or {}).values():
         hydra.utils.instantiate(callback)
 
 

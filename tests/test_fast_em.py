@@ -1,9 +1,14 @@
 """The M-step, the guidance and the whole loop of Fast EM against recorded numbers of the released program."""
 
+from dataclasses import replace
+
+import hydra
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from codiffuse.cli import config_dir
 from codiffuse.estimation.centering import centre_of_mass, recentre_integer, recentre_spline
 from codiffuse.estimation.hqs import HQS
 from codiffuse.estimation.regularizers import L1, L2, NoRegularizer, PnP
@@ -30,6 +35,25 @@ def tensor(array) -> torch.Tensor:
 
 def weights(recorded) -> dict[str, torch.Tensor]:
     return {key[2:]: tensor(value) for key, value in recorded.items() if key.startswith("w/")}
+
+
+def preset(name: str, prior: Prior, regularizer) -> FastEM:
+    """A shipped preset, around other networks."""
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config = hydra.compose(
+            "infer", [f"method={name}", "input=x", "run_id=x", "regularizer@method.m_step.regularizer=none"]
+        )
+    method = OmegaConf.to_container(config, resolve=False)["method"]
+    built = {part: hydra.utils.instantiate(method[part]) for part in ("guidance", "process", "m_step")}
+    built["m_step"] = replace(built["m_step"], regularizer=regularizer)
+    return FastEM(prior, num_particles=1, kernel_size=33, **built)
+
+
+def test_the_paper_preset_is_the_paper():
+    method = preset("fast_em_paper", None, NoRegularizer())
+    assert method.process == ReverseProcess(num_steps=100)
+    assert method.guidance == PiGDM(r2_rule="one_minus_alpha_bar", zeta="sqrt_alpha_bar")
+    assert method.m_step == HQS(NoRegularizer(), 10, 1e5, 1.0, second_moment=1.0, recentring="none")
 
 
 @pytest.fixture
@@ -107,13 +131,9 @@ def test_guidance_matches_the_released_one(fixture_npz, t):
 def test_released_loop_end_to_end(fixture_npz, small_prior, kernel_denoiser, name):
     recorded = fixture_npz("e2e/fastem_pigdm_10steps.npz")
     regularizer = PnP(kernel_denoiser) if name == "fdncnn" else NoRegularizer()
-    method = FastEM(
-        small_prior,
-        HQS(regularizer, recentring="spline", **RELEASED_M_STEP),
-        PiGDM(r2_rule="beta_tilde", zeta="released"),
-        ReverseProcess(num_steps=10),
-        num_particles=2,
-    )
+    method = preset("fast_em_official", small_prior, regularizer)
+    assert method.process == ReverseProcess(num_steps=100)
+    method = replace(method, process=ReverseProcess(num_steps=10), num_particles=2)
     noise = RecordedNoise({"init": [tensor(recorded["x_T"])], "step": list(tensor(recorded["noise"]))})
     measurement = Measurement(tensor(recorded["y"]), GaussianNoise(float(recorded["sigma"])), BlurOperator())
     found = method(measurement, noise=noise)

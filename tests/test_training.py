@@ -1,5 +1,7 @@
 """Training through the same objects that train.py builds: learning, exact resume, averaging, export."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -163,6 +165,21 @@ def test_simulated_kernels_depend_on_their_number_alone():
     assert torch.equal(kernels.train[7], kernels.train[7])
     assert not torch.equal(kernels.train[7], kernels.train[8])
     assert not torch.equal(kernels.train[0], kernels.validation[0])
+
+
+def test_accumulated_batches_have_their_own_noise(pictures):
+    module = ScoreModule(SPEC)
+    module.trainer = SimpleNamespace(accumulate_grad_batches=2, global_step=3, global_rank=0)
+    module._fabric = None
+    drawn = [torch.rand(1, generator=module.step_generator(index)) for index in range(4)]
+    assert drawn[0] != drawn[1]
+    assert drawn[0] == drawn[2]  # the same step after a resume, whatever the count of batches
+
+
+def test_a_checkpoint_with_pickled_objects_does_not_stop_a_resume(tmp_path, caplog):
+    torch.save({"global_step": 9, "law": RandomPathKernels(9)}, tmp_path / "foreign.ckpt")
+    assert newest_checkpoint(tmp_path) is None
+    assert "unreadable" in caplog.text
 
 
 def test_ranks_share_the_stream():

@@ -22,7 +22,7 @@ from codiffuse.errors import InputError
 logger = logging.getLogger(__name__)
 
 # Settings that change how a run is carried out, not what it computes: they may differ when it is continued.
-HOW_NOT_WHAT = ("device", "precision", "batch_size", "threads", "limit", "lpips", "animate", "run_id", "resume")
+HOW_NOT_WHAT = ("device", "batch_size", "threads", "limit", "lpips", "animate", "run_id", "resume")
 COUNTS = ("num_particles", "kernel_size")  # settings that are whole numbers of at least 1
 COUNTS_OR_NULL = ("crop", "limit", "batch_size", "threads")
 
@@ -201,13 +201,19 @@ def _closing_lines(summary: dict[str, Any], rows: list[dict[str, Any]], run_dir:
     )
 
 
+def register_resolvers() -> None:
+    """What `${codiffuse.NAME:...}` in a yaml calls."""
+    OmegaConf.register_new_resolver("codiffuse.slug", _slug, replace=True)
+    OmegaConf.register_new_resolver("codiffuse.number", _number, replace=True)
+    OmegaConf.register_new_resolver("codiffuse.without_key", lambda: not os.environ.get("WANDB_API_KEY"), replace=True)
+
+
 def _hydra_main(task: Callable[[DictConfig], None], config_name: str) -> None:
     def guarded(cfg: DictConfig) -> None:
         with _errors_in_one_line():
             task(cfg)
 
-    OmegaConf.register_new_resolver("codiffuse.slug", _slug, replace=True)
-    OmegaConf.register_new_resolver("codiffuse.number", _number, replace=True)
+    register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them at length
     sys.argv = [_quoted(argument) for argument in sys.argv]
     with _errors_in_one_line():

@@ -113,6 +113,8 @@ class CropDataset(Dataset):
         length: int = 2**40,
         used: Sequence[int] | None = None,
     ) -> None:
+        if seed < 0:
+            raise InputError(f"Expected seed >= 0, got {seed}; set seed=.")
         if crop < 8 or not 0 < scale[0] <= scale[1] or not 0 <= gray <= 1:
             raise InputError(
                 "Expected crop >= 8, scale (low, high) with 0 < low <= high, gray in [0, 1]; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -131,7 +132,7 @@ class SimulatedBlur:
 
 
 def blurred(
-    input: str,
+    input: str | Sequence[str],
     law: KernelLaw,
     sigma: float,
     operator: BlurOperator,
@@ -141,7 +142,8 @@ def blurred(
     seed: int = 0,
 ) -> SimulatedBlur:
     """Sharp pictures blurred here: `input` is a data set (`bsd100`), or whatever `sources` accepts."""
-    is_data_set = isinstance(input, str) and (data_root() / input).is_dir()
+    is_name = isinstance(input, str) and input.isidentifier() and input != "sample" and not Path(input).exists()
+    is_data_set = isinstance(input, str) and (is_name or (data_root() / input).is_dir())
     found = evaluation_set(input, limit) if is_data_set else sources(input)[:limit]
     return SimulatedBlur(found, law, sigma, operator, crop, gray, seed)
 
@@ -156,7 +158,11 @@ def pictures(
     seed: int = 0,
 ) -> MeasurementSource:
     """People's pictures as they are; the packaged samples, which are sharp, are blurred here with `law` first."""
-    if isinstance(input, str) and input.partition(":")[0] == "sample":
+    named = [input] if isinstance(input, str) else list(input)
+    samples = [str(name).partition(":")[0] == "sample" for name in named]
+    if any(samples) and not all(samples):
+        raise InputError("Expected either packaged samples, which are blurred first, or your own pictures, got both.")
+    if all(samples) and samples:
         return blurred(input, law, SAMPLE_SIGMA if sigma is None else sigma, operator, crop, limit=limit, seed=seed)
     return Photographs(input, sigma, limit, crop)
 

@@ -25,9 +25,9 @@ def recentre_integer(kernel: Tensor) -> Tensor:
     to the host.
     """
     h, w = kernel.shape[-2:]
-    target = torch.tensor([h // 2, w // 2], device=kernel.device)
-    shift = (centre_of_mass(kernel) - target).round().long()  # (B, 2)
-    return shift_and_divide(_shift_axis(_shift_axis(kernel, shift[:, 0], -2), shift[:, 1], -1))
+    row, column = centre_of_mass(kernel).unbind(1)
+    rows, columns = (row - h // 2).round().long(), (column - w // 2).round().long()  # (B,)
+    return shift_and_divide(_shift_axis(_shift_axis(kernel, rows, -2), columns, -1))
 
 
 def recentre_spline(kernel: Tensor) -> Tensor:

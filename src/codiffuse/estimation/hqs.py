@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from codiffuse.errors import InputError
@@ -50,6 +51,11 @@ class HQS:
             raise InputError(
                 f"Expected iterations >= 1, beta > 0, weight >= 0; got {self.iterations}, {self.beta}, {self.weight}."
             )
+        if self.scale_beta not in ("none", "pixels") or self.pooling not in ("joint", "mean") or self.second_moment < 0:
+            raise InputError(
+                "Expected scale_beta none or pixels, pooling joint or mean, second_moment >= 0; "
+                f"got {self.scale_beta!r}, {self.pooling!r}, {self.second_moment}."
+            )
         if self.recentring not in RECENTRING:
             raise InputError(f"Expected recentring among {', '.join(RECENTRING)}, got {self.recentring!r}.")
 
@@ -70,10 +76,12 @@ class HQS:
         alpha = beta * sigma.square() * (n if self.anchor_per_particle else 1)
         solve = equations.prepare(alpha, self._spread_of_images(equations, alpha, r2), self.pooling)
         for _ in range(self.iterations):
-            kernel = solve(kernel)  # Eq. 24
+            z = solve(kernel)  # Eq. 24
             if self.project_first:
-                kernel = shift_and_divide(kernel)
-            kernel = shift_and_divide(self.regularizer(kernel, self.weight, beta))  # Eq. 25
+                z = shift_and_divide(z)
+            z = shift_and_divide(self.regularizer(z, self.weight, beta))  # Eq. 25
+            # A regulariser that leaves nothing (a large l1 weight) must not leave a kernel of sum zero.
+            kernel = torch.where(z.sum((-2, -1), keepdim=True) > 0, z, kernel)
         return RECENTRING[self.recentring](kernel)
 
     def _beta(self, equations: KernelNormalEquations) -> float:

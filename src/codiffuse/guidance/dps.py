@@ -58,7 +58,7 @@ class DPS:
         return 2 * direction / norm.clamp(min=1e-12)
 
     def x0_shift(self, gradient: Tensor, step: Step) -> Tensor:
-        """What guidance adds to x0-hat so that the mean of x_{t-1} moves as `rule` says."""
+        """What guidance adds to x0-hat so that the mean of x_{t-1} moves by `rule` (in ancestral sampling, eta = 1)."""
         weight = self.scale * math.sqrt(step.alpha_bar)
         if self.rule == "likelihood":
             return gradient * (weight * (1 - step.alpha_bar) / math.sqrt(step.alpha_bar))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from codiffuse.estimation.hqs import HQS
 from codiffuse.methods.base import Callback, Measurement, Method, Restoration
-from codiffuse.methods.steps import check_counts, delta_kernel, part_of_run
+from codiffuse.methods.steps import check_counts, check_kernel_fits, delta_kernel, part_of_run
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.randomness import NoiseSource
 
@@ -55,6 +55,7 @@ class DiffusionEM:
     ) -> Restoration:
         """Restore `measurement.y` and estimate its kernel; arguments as for the other methods."""
         y, size = measurement.y, (self.kernel_size, self.kernel_size)
+        check_kernel_fits(size, y)
         kernel = (init or {}).get("kernel")
         kernel = delta_kernel(y, size) if kernel is None else kernel.to(y)
         nfe = 0

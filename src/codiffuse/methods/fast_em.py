@@ -17,6 +17,7 @@ from codiffuse.methods.memory import particles_that_fit
 from codiffuse.methods.steps import (
     ReverseProcess,
     check_counts,
+    check_kernel_fits,
     delta_kernel,
     denoise,
     lift,
@@ -62,6 +63,8 @@ class FastEM:
 
     def supports(self, operator: BlurOperator) -> str | None:
         """`None`, or why not."""
+        if self.m_step.pooling == "mean" and getattr(operator, "boundary", "circular") != "circular":
+            return "needs boundary=circular for m_step.pooling=mean"
         return supports_blur(operator)
 
     @torch.no_grad()
@@ -87,6 +90,7 @@ class FastEM:
         # as one, the image gains, but kernels are found less often: docs/methods.md.)
         sigma = measurement.sigma * math.sqrt(y.shape[1] / measurement.y.shape[1])
         size = (self.kernel_size, self.kernel_size)
+        check_kernel_fits(size, y)
         kernel = (init or {}).get("kernel")
         kernel = delta_kernel(y, size) if kernel is None else kernel.to(y)
         shape = (len(y), self.num_particles, y.shape[1], *operator.image_shape(y.shape[-2:], kernel_size=size))

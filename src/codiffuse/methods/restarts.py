@@ -44,6 +44,8 @@ class BestOfRestarts:
 
     def __post_init__(self) -> None:
         check_counts(kernel_size=self.kernel_size, initial_widths=len(self.initial_widths))
+        if self.num_refinements < 0:
+            raise InputError(f"Expected num_refinements >= 0, got {self.num_refinements}.")
         if min(self.initial_widths) <= 0:
             raise InputError(f"Expected initial_widths > 0 (shares of kernel_size), got {list(self.initial_widths)}.")
 

@@ -44,6 +44,8 @@ class ReverseProcess:
     clip: Literal["denoised", "guided", "none"] = "denoised"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.num_steps, int | str):
+            raise InputError(f"Expected a whole number of steps or 'ddimN' for num_steps, got {self.num_steps!r}.")
         if not 0 < self.start <= 1 or not 0 <= self.eta <= 1:
             raise InputError(f"Expected start in (0, 1] and eta in [0, 1], got {self.start} and {self.eta}.")
         if self.variance not in ("small", "large", "learned"):
@@ -197,6 +199,15 @@ def check_counts(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
             raise InputError(f"Expected {name} >= 1, got {count}; set {name}=.")
+
+
+def check_kernel_fits(size: tuple[int, int], y: Tensor) -> None:
+    """Refuse a kernel that is larger than the picture."""
+    if size[0] > y.shape[-2] or size[1] > y.shape[-1]:
+        raise InputError(
+            f"Expected a kernel no larger than the picture of {y.shape[-2]} x {y.shape[-1]} px, "
+            f"got {size[0]} x {size[1]}; set kernel_size=."
+        )
 
 
 def supports_blur(operator: object) -> str | None:

@@ -44,8 +44,8 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
     Raises:
         InputError: unknown kind, name or argument, or a newer schema.
     """
-    if spec.get("schema", SCHEMA) > SCHEMA:
-        raise InputError(f"Expected a zoo config of schema <= {SCHEMA}, got {spec['schema']}; update codiffuse.")
+    if spec.get("schema", SCHEMA) not in range(1, SCHEMA + 1):
+        raise InputError(f"Expected a zoo config of schema <= {SCHEMA}, got {spec['schema']!r}; update codiffuse.")
     kind = spec.get("kind")
     if kind == "kernel_denoiser":
         return _part(NETWORKS, spec, "network")

@@ -13,7 +13,7 @@ from codiffuse.training.score import ScoreModule
 
 
 class DenoisingPictures(pl.Callback):
-    """After each validation, a sheet of noisy | denoised | clean crops at growing noise.
+    """After each validation of an image prior, a sheet of noisy | denoised | clean crops at growing noise.
 
     Args:
         sigmas: noise-to-signal ratios, one column pair each.
@@ -23,8 +23,8 @@ class DenoisingPictures(pl.Callback):
     def __init__(self, sigmas: tuple[float, ...] = (0.2, 1.0, 5.0), count: int = 4) -> None:
         self.sigmas, self.count = tuple(sigmas), count
 
-    def on_validation_end(self, trainer: pl.Trainer, module: ScoreModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero:
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(module, ScoreModule):
             return
         dataset = trainer.datamodule.validation
         clean = torch.stack([dataset[i] for i in range(min(self.count, len(dataset)))]).to(module.device)

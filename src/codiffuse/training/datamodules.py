@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from codiffuse.data.crops import CropDataset, PictureStore
+from codiffuse.data.sources import data_root
 from codiffuse.errors import InputError
 
 
@@ -71,8 +72,12 @@ def image_crops(
     cache_mib: int = 2048,
     seed: int = 0,
 ) -> StreamDataModule:
-    """Random crops of a folder or tar of pictures; the last `holdout` pictures serve validation only."""
-    store = PictureStore(Path(root), cache_mib)
+    """Random crops of a folder or tar of pictures; the last `holdout` pictures serve validation only.
+
+    `root` is a path, or a name below `data_root()`.
+    """
+    path = Path(root).expanduser()
+    store = PictureStore(path if path.exists() else data_root() / root, cache_mib)
     if not 0 < holdout < len(store):
         raise InputError(f"Expected holdout between 1 and {len(store) - 1}, got {holdout}; set data.holdout.")
     training = CropDataset(store, crop, tuple(scale), gray, seed, used=range(len(store) - holdout))

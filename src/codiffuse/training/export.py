@@ -61,7 +61,7 @@ def model_card(name: str, spec: dict[str, Any], hyper: dict[str, Any], run_dir: 
         "",
         "## Validation",
         "",
-        *(f"- {key}: {value:.4g}" for key, value in last_validation(run_dir).items()),
+        *(f"- {key}: {value:.4g} (step {step})" for key, (step, value) in last_validation(run_dir).items()),
         "",
         "## Network",
         "",
@@ -90,8 +90,8 @@ def training_parts(run_dir: Path) -> list[str]:
     ]
 
 
-def last_validation(run_dir: Path) -> dict[str, float]:
-    """The newest value of every `val/` column in a run's `metrics*.csv`."""
+def last_validation(run_dir: Path) -> dict[str, tuple[int, float]]:
+    """Step and newest value of every `val/` column in a run's `metrics*.csv`."""
     values: dict[str, tuple[int, float]] = {}
     for path in run_dir.glob("metrics*.csv"):
         with path.open() as file:
@@ -99,4 +99,4 @@ def last_validation(run_dir: Path) -> dict[str, float]:
                 for key, value in row.items():
                     if key.startswith("val/") and value and int(row["step"]) >= values.get(key, (-1, 0.0))[0]:
                         values[key] = (int(row["step"]), float(value))
-    return {key: value for key, (_, value) in values.items()}
+    return values

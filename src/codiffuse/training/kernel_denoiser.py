@@ -41,7 +41,7 @@ class KernelDenoiserModule(TrainingModule):
         self.sigma_range = sigma_range
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        generator = self.step_generator()
+        generator = self.step_generator(batch_idx)
         low, high = torch.tensor(self.sigma_range, device=batch.device).log()
         sigma = (low + (high - low) * torch.rand(len(batch), generator=generator, device=batch.device)).exp()
         loss = self.relative_error(batch, sigma, generator).mean()

@@ -64,13 +64,15 @@ class TrainingModule(pl.LightningModule):
         progress = (step - self.warmup_steps) / max(self.trainer.max_steps - self.warmup_steps, 1)
         return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
-    def step_generator(self) -> torch.Generator:
-        """The random numbers of this step: the same after a resume, different on every rank."""
-        seed = derive_seed(self.seed, self.global_step, self.global_rank)
+    def step_generator(self, batch_idx: int) -> torch.Generator:
+        """The random numbers of this batch: the same after a resume, different on every rank and accumulated batch."""
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        seed = derive_seed(self.seed, self.global_step, part, self.global_rank)
         return torch.Generator(self.device).manual_seed(seed)
 
     def log_loss(self, loss: Tensor, batch_size: int) -> None:
         """Log a training loss with the number of samples seen so far."""
         self.log("train/loss", loss, prog_bar=True, batch_size=batch_size)
-        seen = float((self.global_step + 1) * batch_size * self.trainer.world_size)
+        batches = (self.global_step + 1) * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        seen = float(batches * batch_size)
         self.log("train/samples", seen, batch_size=batch_size)

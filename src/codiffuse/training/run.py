@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytorch_lightning as pl
@@ -52,6 +53,8 @@ def fit(
     Returns:
         The last checkpoint.
     """
+    if trainer.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise InputError("Expected a GPU for trainer=gpu, found none; use trainer=cpu or trainer=auto.")
     checkpoint = _checkpoint_to_resume(run_dir, resume)
     if threads:
         torch.set_num_threads(threads)
@@ -124,7 +127,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     for path in folder.glob("*.ckpt"):
         try:
             step = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-        except (OSError, RuntimeError, KeyError, EOFError) as error:
+        except (OSError, RuntimeError, KeyError, TypeError, EOFError, UnpicklingError) as error:
             logger.warning("Passing over the unreadable checkpoint %s (%s).", path, error)
             continue
         found.append((step, path.stat().st_mtime, path))

@@ -49,7 +49,7 @@ class ScoreModule(TrainingModule):
         self.uniform_share, self.sigma_range = uniform_share, sigma_range
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        generator = self.step_generator()
+        generator = self.step_generator(batch_idx)
         loss = self.loss(batch, self.draw_alpha_bar(len(batch), generator), generator).mean()
         self.log_loss(loss, len(batch))
         return loss
