@@ -158,7 +158,7 @@ def pictures(
     seed: int = 0,
 ) -> MeasurementSource:
     """People's pictures as they are; the packaged samples, which are sharp, are blurred here with `law` first."""
-    named = [input] if isinstance(input, str) else list(input)
+    named = input if isinstance(input, list | tuple) else [input]
     samples = [str(name).partition(":")[0] == "sample" for name in named]
     if any(samples) and not all(samples):
         raise InputError("Expected either packaged samples, which are blurred first, or your own pictures, got both.")

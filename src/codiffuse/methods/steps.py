@@ -206,7 +206,7 @@ def check_kernel_fits(size: tuple[int, int], y: Tensor) -> None:
     if size[0] > y.shape[-2] or size[1] > y.shape[-1]:
         raise InputError(
             f"Expected a kernel no larger than the picture of {y.shape[-2]} x {y.shape[-1]} px, "
-            f"got {size[0]} x {size[1]}; set kernel_size=."
+            f"got {size[0]} x {size[1]}; use a smaller kernel (kernel_size=)."
         )
 
 
