@@ -14,6 +14,7 @@ from typing import Any
 
 import hydra
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -142,7 +143,10 @@ def _infer(cfg: DictConfig) -> None:
     summary = folder.finish(source.ids, described | {"settings": _settings(plain)})
     print(_closing_lines(summary, rows, run_dir))
     if summary["failed"]:
-        sys.exit("\n".join(f"error: {row['id']} {row['status']}" for row in rows if row["status"] != "ok"))
+        said = "\n".join(f"error: {row['id']} {row['status']}" for row in rows if row["status"] != "ok")
+        if HydraConfig.get().mode is not RunMode.MULTIRUN:
+            sys.exit(said)
+        print(said, file=sys.stderr)  # the other jobs of a sweep go on
 
 
 def _check_counts(plain: dict[str, Any]) -> None:
