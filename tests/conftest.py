@@ -49,22 +49,10 @@ def _no_network(monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_zoo(tmp_path_factory) -> Path:
     """A zoo with the names of the shipped priors, both tiny and untrained."""
+    from toys import TINY_PRIOR_SPEC
+
     from codiffuse.priors import zoo
 
-    prior = {
-        "kind": "prior",
-        "network": {
-            "name": "UNet",
-            "channels": 8,
-            "channel_mult": [1, 2],
-            "attention_levels": [],
-            "middle_attention": False,
-            "norm_groups": 4,
-        },
-        "parameterization": {"name": "EdmPrediction"},
-        "time": {"name": "LogSigmaTime"},
-        "space": {"name": "ImageSpace"},
-    }
     denoiser = {
         "kind": "kernel_denoiser",
         "network": {"name": "DnCNN", "width": 8, "depth": 3, "bias": False, "residual": True},
@@ -72,7 +60,7 @@ def tiny_zoo(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("zoo")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for name, spec in (("natural_image", prior), ("kernel_denoiser", denoiser)):
+        for name, spec in (("natural_image", TINY_PRIOR_SPEC), ("kernel_denoiser", denoiser)):
             network = zoo.network_of(zoo.build(spec))
             for parameter in network.out.parameters() if spec["kind"] == "prior" else ():
                 torch.nn.init.normal_(parameter, std=0.02)  # an untrained UNet gives zero

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toys import TINY_PRIOR_SPEC as SPEC
 
 from codiffuse.errors import InputError
 from codiffuse.priors import zoo
@@ -16,20 +17,6 @@ from codiffuse.training.kernel_denoiser import KernelDenoiserModule
 from codiffuse.training.run import fit, newest_checkpoint
 from codiffuse.training.score import ScoreModule
 
-SPEC = {
-    "kind": "prior",
-    "network": {
-        "name": "UNet",
-        "channels": 8,
-        "channel_mult": [1, 2],
-        "attention_levels": [],
-        "middle_attention": False,
-        "norm_groups": 4,
-    },
-    "parameterization": {"name": "EdmPrediction"},
-    "time": {"name": "LogSigmaTime"},
-    "space": {"name": "ImageSpace"},
-}
 TRAINER = {
     "accelerator": "cpu",
     "max_steps": 6,

@@ -15,6 +15,22 @@ from codiffuse.priors.parameterizations import EdmPrediction, X0Prediction
 from codiffuse.priors.prior import LogSigmaTime, Prior
 from codiffuse.spaces import ImageSpace
 
+# A prior small enough to train in a test, as in a zoo `config.yaml`.
+TINY_PRIOR_SPEC = {
+    "kind": "prior",
+    "network": {
+        "name": "UNet",
+        "channels": 8,
+        "channel_mult": [1, 2],
+        "attention_levels": [],
+        "middle_attention": False,
+        "norm_groups": 4,
+    },
+    "parameterization": {"name": "EdmPrediction"},
+    "time": {"name": "LogSigmaTime"},
+    "space": {"name": "ImageSpace"},
+}
+
 
 class GaussianDenoiser(nn.Module):
     """E[x0 | x_t] of x0 ~ N(0, variance I): the network of an exact `X0Prediction` prior."""

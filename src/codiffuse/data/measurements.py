@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codiffuse.data.crops import luma
 from codiffuse.data.images import Picture
 from codiffuse.data.sources import Source, centre_crop, data_root, evaluation_set, sources
 from codiffuse.errors import InputError
@@ -126,8 +127,7 @@ class SimulatedBlur:
     def _prepare(self, picture: Picture) -> Tensor:
         truth = picture.pixels if self.crop is None else centre_crop(picture.pixels, self.crop)
         if self.gray and len(truth) == 3:
-            weights = truth.new_tensor([0.299, 0.587, 0.114])[:, None, None]
-            truth = (truth * weights).sum(0, keepdim=True)
+            truth = luma(truth)
         return truth
 
 

@@ -86,8 +86,7 @@ class BestOfRestarts:
 
 def residual(measurement: Measurement, found: Restoration) -> Tensor:
     """`(B,)` rms of y - A x over the frame, in units of sigma; infinite for a failed image."""
-    image = found.canvas().clamp(0, 1)
-    rms = (measurement.operator(image, **found.params) - measurement.y).square().flatten(1).mean(1).sqrt()
+    rms = (measurement.operator(found.canvas(), **found.params) - measurement.y).square().flatten(1).mean(1).sqrt()
     failed = torch.tensor([status != "ok" for status in found.status], device=rms.device)
     return torch.where(failed, torch.inf, (rms / measurement.sigma).nan_to_num(torch.inf))
 
