@@ -5,11 +5,12 @@ import torch
 
 from codiffuse.errors import InputError
 from codiffuse.fourier import BOUNDARIES
-from codiffuse.operators.blur import BlurOperator, conjugate_gradients
+from codiffuse.operators.blur import BlurOperator
+from codiffuse.operators.conjugate_gradients import conjugate_gradients
 
 IMAGE_SIZE = (6, 7)
 KERNEL_SIZES = [(3, 3), (4, 2)]
-EXACT = {"cg_iterations": 200, "cg_tolerance": 1e-13}
+EXACT = {"cg_iterations": 200, "cg_tolerance": 1e-13, "kernel_cg_iterations": 200, "kernel_cg_tolerance": 1e-13}
 R2 = torch.tensor([0.3, 0.0], dtype=torch.float64)
 SIGMA2 = torch.tensor([0.01, 0.04], dtype=torch.float64)
 

@@ -67,6 +67,16 @@ def over_image(per_kernel: Tensor, image: Tensor) -> Tensor:
     return per_kernel.reshape(len(per_kernel), *[1] * (image.ndim - 3), *per_kernel.shape[-2:])
 
 
+def over_batch(per_image: Tensor, image: Tensor) -> Tensor:
+    """Views `(B,)` as `(B, 1, ..., 1)`, with as many axes as the image."""
+    return per_image.reshape(-1, *[1] * (image.ndim - 1))
+
+
+def abs2(spectrum: Tensor) -> Tensor:
+    """`|z|^2` of a complex tensor."""
+    return spectrum.real.square() + spectrum.imag.square()
+
+
 def sum_middle(planes: Tensor) -> Tensor:
     """Sums `(B, *, a, b)` over the axes `*`, to `(B, 1, a, b)`."""
     return planes.reshape(len(planes), -1, *planes.shape[-2:]).sum(dim=1, keepdim=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from codiffuse.errors import InputError
 from codiffuse.estimation.centering import recentre_integer, recentre_spline
 from codiffuse.estimation.regularizers import Regularizer
-from codiffuse.operators.blur import KernelNormalEquations
+from codiffuse.operators.kernel_equations import KernelNormalEquations
 from codiffuse.spaces import shift_and_divide
 
 RECENTRING = {"none": lambda kernel: kernel, "integer": recentre_integer, "spline": recentre_spline}

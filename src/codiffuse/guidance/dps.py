@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from codiffuse.errors import InputError
+from codiffuse.fourier import over_image
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.schedule import Step
 
@@ -45,11 +46,17 @@ class DPS:
         step: Step,
         *,
         kernel: Tensor,
+        mask: Tensor | None = None,
         y_hat: Tensor | None = None,
         x0_hat: Tensor | None = None,
     ) -> Tensor:
-        """A^T (y - A x0) over sigma^2 (`likelihood`) or over half the particle's residual norm (`norm`)."""
+        """A^T (y - A x0) over sigma^2 (`likelihood`) or over half the particle's residual norm (`norm`).
+
+        A `mask` `(B, 1, H', W')` is 0 where a pixel of y does not count.
+        """
         residual = y - operator(x0, kernel=kernel)
+        if mask is not None:
+            residual = residual * over_image(mask, residual)
         direction = operator.adjoint(residual, kernel=kernel)
         if self.rule == "likelihood":
             return direction / sigma.square().reshape(-1, 1, 1, 1, 1)

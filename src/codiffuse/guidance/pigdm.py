@@ -59,15 +59,19 @@ class PiGDM:
         step: Step,
         *,
         kernel: Tensor,
+        mask: Tensor | None = None,
         y_hat: Tensor | None = None,
         x0_hat: Tensor | None = None,
     ) -> Tensor:
         """A^T (r_t^2 A A^T + sigma^2 I)^-1 (y - A x0), shaped like `x0` `(B, n, C, H, W)`.
 
-        `y_hat` and `x0_hat` are the real FFTs of `y` and `x0` where they are at hand.
+        A `mask` `(B, 1, H', W')` is 0 where a pixel of y does not count; `y_hat` and `x0_hat` are the real FFTs of `y`
+        and `x0` where they are at hand.
         """
         r2 = sigma.new_full(sigma.shape, self.r2(step))
-        return operator.guidance_direction(y, x0, r2, sigma.square(), kernel=kernel, y_hat=y_hat, image_hat=x0_hat)
+        return operator.guidance_direction(
+            y, x0, r2, sigma.square(), kernel=kernel, mask=mask, y_hat=y_hat, image_hat=x0_hat
+        )
 
     def x0_shift(self, gradient: Tensor, step: Step) -> Tensor:
         """What guidance adds to x0-hat: zeta_t (1 - alpha_bar) / sqrt(alpha_bar) gradient.

@@ -24,12 +24,15 @@ class Measurement:
         noise: its noise model, with the level inference assumes.
         operator: A, without its unknown parameters.
         known: parameters that a method with `needs` may use: the true kernel of an oracle row.
+        mask: `(B, 1, H, W)`, 1 for the pixels of y that follow the model, 0 for those that do not (saturated ones);
+            `None` trusts all.
     """
 
     y: Tensor
     noise: GaussianNoise
     operator: BlurOperator
     known: dict[str, Tensor] = field(default_factory=dict)
+    mask: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.y.ndim != 4:
@@ -38,11 +41,27 @@ class Measurement:
             raise InputError("Expected a finite measurement, got NaN or infinite values.")
         if not bool((self.sigma > 0).all()):
             raise InputError(f"Expected sigma > 0 in [0, 1] units (5/255 = 0.0196), got {self.sigma.tolist()}.")
+        if self.mask is not None and self.mask.shape != (len(self.y), 1, *self.y.shape[-2:]):
+            raise InputError(
+                f"Expected a mask of shape {(len(self.y), 1, *self.y.shape[-2:])}, got {tuple(self.mask.shape)}."
+            )
 
     @property
     def sigma(self) -> Tensor:
         """`(B,)` noise level."""
         return self.noise.level(self.y)
+
+    def misfit(self, image: Tensor, params: dict[str, Tensor]) -> Tensor:
+        """`(B,)` mean square of y - A x over the pixels that count.
+
+        Args:
+            image: `(B, C, H, W)` in [0, 1], on the operator's canvas.
+            params: parameters of the operator.
+        """
+        square = (self.operator(image, **params) - self.y).square().mean(1, keepdim=True)
+        if self.mask is None:
+            return square.flatten(1).mean(1)
+        return (self.mask * square).flatten(1).sum(1) / self.mask.flatten(1).sum(1).clamp_min(1)
 
 
 @dataclass(frozen=True)
@@ -68,6 +87,19 @@ Callback = Callable[[StepInfo], None]
 
 
 @dataclass(frozen=True)
+class Restarts:
+    """Where the runs of a method ended, of which it kept one.
+
+    Attributes:
+        kernels: `(B, R, h, w)`, one a run.
+        residuals: `(B, R)` rms of y - A x in units of sigma; infinite for a failed run.
+    """
+
+    kernels: Tensor
+    residuals: Tensor
+
+
+@dataclass(frozen=True)
 class Restoration:
     """What a method found.
 
@@ -78,6 +110,7 @@ class Restoration:
         raw: final variables as the sampler left them, on the operator's canvas, not clipped.
         nfe: network calls an image: forward passes through the image network, each with one backward pass.
         status: per image `ok`, or `failed: reason`.
+        restarts: ends of all runs, of a method that makes several.
     """
 
     image: Tensor
@@ -86,6 +119,7 @@ class Restoration:
     raw: dict[str, Tensor]
     nfe: int
     status: tuple[str, ...]
+    restarts: Restarts | None = None
 
     def canvas(self) -> Tensor:
         """`(B, C, H, W)` mean of the samples in [0, 1], on the operator's canvas."""
@@ -135,7 +169,7 @@ def restoration(measurement: Measurement, x: Tensor, params: dict[str, Tensor], 
     for value in params.values():
         finite = finite & torch.isfinite(value).flatten(1).all(1)
     samples = x.clamp(0, 1)
-    misfit = (measurement.operator(samples.mean(1), **params) - measurement.y).square().flatten(1).mean(1)
+    misfit = measurement.misfit(samples.mean(1), params)
     spread = (measurement.y - measurement.y.mean((1, 2, 3), keepdim=True)).square().flatten(1).mean(1)
     # A restoration that explains y worse than a constant picture does, beyond the noise, has run away.
     diverged = misfit > spread + 4 * measurement.sigma.square() + 1e-4

@@ -67,6 +67,6 @@ class DiffusionEM:
             nfe += drawn.nfe
             # Alg. A.1, M-step: K_{l+1} from y and the samples, warm-started from K_l.
             samples = drawn.raw["x"].clamp(0, 1)
-            equations = measurement.operator.normal_equations(y, samples, kernel_size=size)
+            equations = measurement.operator.normal_equations(y, samples, kernel_size=size, mask=measurement.mask)
             kernel = self.m_step(equations, measurement.sigma, kernel)
         return replace(drawn, params={"kernel": kernel}, raw={**drawn.raw, "kernel": kernel}, nfe=nfe)

@@ -109,11 +109,21 @@ class FastEM:
             image = self.prior.space.decode(x0).clamp(0, 1)
             image_hat = torch.fft.rfft2(image)
             # Alg. 2, line 4: K_{t-1} = M-step(y, x0-hat, sigma), Eqs. 24 and 25.
-            equations = operator.normal_equations(y, image, kernel_size=size, y_hat=y_hat, images_hat=image_hat)
+            equations = operator.normal_equations(
+                y, image, kernel_size=size, mask=measurement.mask, y_hat=y_hat, images_hat=image_hat
+            )
             kernel = self.m_step(equations, sigma, kernel, self.guidance.r2(step))
             # Alg. 2, line 5: g = grad log p(y | x_t, K_{t-1}), Eq. 16 or 17.
             cotangent = self.guidance.cotangent(
-                operator, y.unsqueeze(1), image, sigma, step, kernel=kernel, y_hat=y_hat.unsqueeze(1), x0_hat=image_hat
+                operator,
+                y.unsqueeze(1),
+                image,
+                sigma,
+                step,
+                kernel=kernel,
+                mask=measurement.mask,
+                y_hat=y_hat.unsqueeze(1),
+                x0_hat=image_hat,
             )
             gradient = pull_back(self.prior.space.decode_gradient(cotangent))
             # Alg. 2, lines 6-8: the DDPM update with the conditional score.

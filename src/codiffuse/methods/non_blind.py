@@ -83,7 +83,7 @@ class NonBlind:
             image = self.prior.space.decode(x0).clamp(0, 1)
             # Alg. 1, line 4: g = grad log p(y | x_t, K), Eq. 16 or 17.
             cotangent = self.guidance.cotangent(
-                operator, y.unsqueeze(1), image, sigma, step, kernel=kernel, y_hat=y_hat
+                operator, y.unsqueeze(1), image, sigma, step, kernel=kernel, mask=measurement.mask, y_hat=y_hat
             )
             gradient = pull_back(self.prior.space.decode_gradient(cotangent))
             # Alg. 1, lines 5-7: the DDPM update with the conditional score.

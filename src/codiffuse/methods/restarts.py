@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from codiffuse.errors import InputError
-from codiffuse.methods.base import Callback, Measurement, Method, Restoration
+from codiffuse.methods.base import Callback, Measurement, Method, Restarts, Restoration
 from codiffuse.methods.steps import check_counts, part_of_run
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.randomness import NoiseSource
@@ -70,14 +70,18 @@ class BestOfRestarts:
         """Restore `measurement.y`; arguments as for the methods inside. An `init` replaces the Gaussians."""
         starts = [init or {"kernel": self._gaussian(measurement.y, width)} for width in self.initial_widths]
         best: Restoration | None = None
+        kernels, residuals = [], []
         done = nfe = 0
         for number in range(len(starts) + self.num_refinements):
             refining = number >= len(starts)
             method, start = (self.refine, best.as_init()) if refining else (self.first, starts[number])
             found = method(measurement, noise=noise, init=start, callback=part_of_run(callback, done, self.num_steps))
+            if not refining:
+                kernels.append(found.params["kernel"][:, 0])
+                residuals.append(residual(measurement, found))
             best = found if best is None else keep_better(measurement, best, found)
             done, nfe = done + method.num_steps, nfe + found.nfe
-        return replace(best, nfe=nfe)
+        return replace(best, nfe=nfe, restarts=Restarts(torch.stack(kernels, 1), torch.stack(residuals, 1)))
 
     def _gaussian(self, y: Tensor, width: float) -> Tensor:
         kernel = gaussian_kernel(self.kernel_size, width * self.kernel_size)
@@ -85,8 +89,8 @@ class BestOfRestarts:
 
 
 def residual(measurement: Measurement, found: Restoration) -> Tensor:
-    """`(B,)` rms of y - A x over the frame, in units of sigma; infinite for a failed image."""
-    rms = (measurement.operator(found.canvas(), **found.params) - measurement.y).square().flatten(1).mean(1).sqrt()
+    """`(B,)` rms of y - A x over the pixels that count, in units of sigma; infinite for a failed image."""
+    rms = measurement.misfit(found.canvas(), found.params).sqrt()
     failed = torch.tensor([status != "ok" for status in found.status], device=rms.device)
     return torch.where(failed, torch.inf, (rms / measurement.sigma).nan_to_num(torch.inf))
 

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from codiffuse.errors import InputError
+from codiffuse.fourier import over_batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +47,11 @@ class GaussianNoise:
             torch.randn(image.shape[1:], generator=generator, device=generator.device)
             for generator in _one_per_image(generators, image)
         ]
-        return image + _over(self.level(image), image) * torch.stack(normal).to(image)
+        return image + over_batch(self.level(image), image) * torch.stack(normal).to(image)
 
     def variance(self, y: Tensor) -> Tensor:
         """The noise variance of every pixel, shaped like `y`."""
-        return _over(self.level(y) ** 2, y).expand_as(y)
+        return over_batch(self.level(y) ** 2, y).expand_as(y)
 
     def level(self, y: Tensor) -> Tensor:
         """The standard deviation of every image's noise, `(B,)`."""
@@ -98,8 +99,3 @@ def _one_per_image(generators: Generator | Sequence[Generator], image: Tensor) -
     if len(generators) != len(image):
         raise InputError(f"expected one generator for each of the {len(image)} images, got {len(generators)}")
     return generators
-
-
-def _over(per_image: Tensor, image: Tensor) -> Tensor:
-    """Views `(B,)` as `(B, 1, ..., 1)`, with as many axes as the image."""
-    return per_image.reshape(-1, *[1] * (image.ndim - 1))
