@@ -117,6 +117,49 @@ def test_solve_gram_does_not_depend_on_batch_neighbours(boundary):
     assert (together - exact)[1].norm() > 1e-4 * exact[1].norm()
 
 
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_masked_pixels_leave_the_gram_matrix(boundary):
+    operator, kernel = BlurOperator(boundary, **EXACT), random_kernel((4, 3))
+    residual = randn(*operator(randn(2, 3, *IMAGE_SIZE), kernel=kernel).shape, seed=2)
+    mask = random_mask(residual.shape[-2:])
+    solved = operator.solve_gram(residual, R2, SIGMA2, kernel=kernel, mask=mask)
+    for b in range(2):
+        kept = mask[b].flatten() > 0
+        A = dense_image_matrix(operator, kernel[b : b + 1], IMAGE_SIZE)[kept]
+        gram = R2[b] * A @ A.T + SIGMA2[b] * torch.eye(len(A), dtype=A.dtype)
+        expected = torch.zeros_like(residual[b].flatten(1))
+        expected[:, kept] = torch.linalg.solve(gram, residual[b].flatten(1)[:, kept].T).T
+        torch.testing.assert_close(solved[b].flatten(1), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_masked_pixels_leave_the_kernel_equations(boundary):
+    operator, y, images, anchor, alpha = kernel_problem(boundary, (3, 3))
+    mask = random_mask(y.shape[-2:])
+    solved = operator.normal_equations(y, images, kernel_size=(3, 3), mask=mask).prepare(alpha)(anchor)
+    for b in range(2):
+        expected = dense_kernel_solve(
+            operator, y[b], images[b], anchor[b, 0], alpha[b], alpha[b] * anchor[b, 0], mask[b].flatten()
+        )
+        torch.testing.assert_close(solved[b, 0], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("boundary", ["circular", "unknown"])
+def test_what_stands_under_the_mask_does_not_matter(boundary):
+    operator, y, images, anchor, alpha = kernel_problem(boundary, (3, 3))
+    mask = random_mask(y.shape[-2:])
+
+    def both(measured):
+        equations = operator.normal_equations(measured, images, kernel_size=(3, 3), mask=mask)
+        direction = operator.guidance_direction(
+            measured, images[:, 0], R2, SIGMA2, kernel=random_kernel((3, 3)), mask=mask
+        )
+        return equations.prepare(alpha)(anchor), direction
+
+    for spoilt, clean in zip(both(y + 1e3 * (1 - mask)), both(y), strict=True):
+        torch.testing.assert_close(spoilt, clean)
+
+
 @pytest.mark.parametrize("boundary", ["reflect", "unknown"])
 def test_solve_gram_of_nothing_is_nothing(boundary):
     solved = BlurOperator(boundary).solve_gram(
@@ -134,14 +177,18 @@ def kernel_problem(boundary, kernel_size, pad_value=0.0):
     return operator, y, images, random_kernel(kernel_size, seed=3), alpha
 
 
-def dense_kernel_solve(operator, y, images, anchor, ridge, weighted_anchor):
-    """Least squares of one measurement: images `(n, C, H, W)`, y `(C, H', W')`, anchor `(h, w)`."""
+def random_mask(shape):
+    return (torch.rand(2, 1, *shape, generator=torch.Generator().manual_seed(5)) < 0.7).double()
+
+
+def dense_kernel_solve(operator, y, images, anchor, ridge, weighted_anchor, mask=1.0):
+    """Least squares of one measurement: images `(n, C, H, W)`, y `(C, H', W')`, anchor `(h, w)`, mask `(H' W',)`."""
     normal = ridge * torch.eye(anchor.numel(), dtype=y.dtype)
     rhs = weighted_anchor.flatten()
     for image in images:
         for x, target in zip(image, y, strict=True):
             A = dense_kernel_matrix(operator, x[None, None], anchor.shape)
-            normal, rhs = normal + A.T @ A, rhs + A.T @ target.flatten()
+            normal, rhs = normal + A.T @ (mask * A.T).T, rhs + A.T @ (mask * target.flatten())
     return torch.linalg.solve(normal, rhs).reshape(anchor.shape)
 
 

@@ -19,6 +19,7 @@ from codiffuse.data.sources import sources
 from codiffuse.errors import InputError
 from codiffuse.estimation.hqs import HQS
 from codiffuse.estimation.regularizers import L1
+from codiffuse.inference.restorer import Restorer
 from codiffuse.inference.runner import Runner
 from codiffuse.inference.scoring import Scorer
 from codiffuse.inference.writers import RunFolder
@@ -75,9 +76,10 @@ def blurred(folder, **options) -> SimulatedBlur:
     return SimulatedBlur(sources(folder), GaussianKernels(7), 0.02, BlurOperator(), **options)
 
 
-def runner(root, method=None, name="toy", operator=None, **options) -> Runner:
+def runner(root, method=None, name="toy", operator=None, seed=0, batch_size=1) -> Runner:
     operator = operator or BlurOperator()
-    return Runner(method or Copy(), name, operator, RunFolder(root), Scorer(operator), num_frames=0, **options)
+    restorer = Restorer(method or Copy(), name, operator, Scorer(operator), seed=seed, num_frames=0)
+    return Runner(restorer, RunFolder(root), batch_size)
 
 
 def written(root) -> list[dict]:
@@ -185,9 +187,8 @@ def test_an_oracle_needs_the_true_kernel(folder, tmp_path):
 
 
 def test_an_operator_that_the_method_cannot_use_is_refused_at_once(folder, tmp_path):
-    strange = runner(tmp_path / "run", operator=object())
     with pytest.raises(InputError, match=r"blur operator.*another method"):
-        strange.run(Photographs(str(folder)))
+        runner(tmp_path / "run", operator=object())
     assert not (tmp_path / "run").exists()
 
 

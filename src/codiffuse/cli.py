@@ -112,6 +112,7 @@ def _infer(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from codiffuse.inference.provenance import header, resolve_device
+    from codiffuse.inference.restorer import Restorer
     from codiffuse.inference.runner import Runner
     from codiffuse.inference.scoring import Scorer, lpips
     from codiffuse.inference.writers import RunFolder
@@ -127,20 +128,18 @@ def _infer(cfg: DictConfig) -> None:
     build = hydra.utils.instantiate
     operator, source = build(plain["operator"]), build(plain["data"])
     folder = RunFolder(run_dir)
-    runner = Runner(
+    restorer = Restorer(
         method=build(plain["method"]),
         name=choices["method"],
         operator=operator,
-        folder=folder,
         scorer=Scorer(operator, lpips if plain["lpips"] else None),
         device=torch.device(plain["device"]),
         seed=plain["seed"],
-        batch_size=plain["batch_size"] or (1 if plain["device"] == "cpu" else 8),
         num_frames=24 if plain["animate"] else 0,
     )
-    rows = runner.run(source)
-    described = header(plain["device"], method=runner.name, experiment=plain["experiment_name"], run_id=plain["run_id"])
-    summary = folder.finish(source.ids, described | {"settings": _settings(plain)})
+    rows = Runner(restorer, folder, plain["batch_size"] or (1 if plain["device"] == "cpu" else 8)).run(source)
+    names = {"method": restorer.name, "experiment": plain["experiment_name"], "run_id": plain["run_id"]}
+    summary = folder.finish(source.ids, header(plain["device"], **names) | {"settings": _settings(plain)})
     print(_closing_lines(summary, rows, run_dir))
     if summary["failed"]:
         said = "\n".join(f"error: {row['id']} {row['status']}" for row in rows if row["status"] != "ok")

@@ -15,6 +15,7 @@ from codiffuse.data.crops import luma
 from codiffuse.data.images import Picture
 from codiffuse.data.sources import Source, centre_crop, data_root, evaluation_set, sources
 from codiffuse.errors import InputError
+from codiffuse.fourier import Size
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.operators.noise import GaussianNoise
 from codiffuse.randomness import derive_seed
@@ -91,7 +92,8 @@ class SimulatedBlur:
         law: of the kernels.
         sigma: noise level in [0, 1] units.
         operator: blurs them.
-        crop: side of the centre crop, px; `None` keeps the picture whole.
+        crop: side of the measurement, cut from the centre, px; `None` keeps the picture whole. For `valid` and
+            `unknown` the measurement is that of a larger region: its border is blurred with what lies beyond.
         gray: turn the pictures gray first.
         seed: of kernels and noise.
     """
@@ -116,16 +118,18 @@ class SimulatedBlur:
 
     def load(self, index: int) -> Sample:
         name, picture = self.ids[index], self._sources[index].load()
-        truth = self._prepare(picture)
         kernel = self.law(np.random.default_rng(derive_seed(self.seed, name, "kernel")))
+        truth = self._prepare(picture, tuple(kernel.shape[-2:]))
         blurred = self.operator(truth[None], kernel=kernel[None])
         generator = torch.Generator().manual_seed(derive_seed(self.seed, name, "noise"))
         y = GaussianNoise(self.sigma)(blurred, generator)[0]
         truth = self.operator.crop_to_frame(truth, kernel_size=tuple(kernel.shape[-2:]))
         return Sample(name, y, self.sigma, truth, kernel, picture.notes)
 
-    def _prepare(self, picture: Picture) -> Tensor:
-        truth = picture.pixels if self.crop is None else centre_crop(picture.pixels, self.crop)
+    def _prepare(self, picture: Picture, kernel_size: Size) -> Tensor:
+        truth = picture.pixels
+        if self.crop is not None:
+            truth = centre_crop(truth, self.operator.image_shape((self.crop, self.crop), kernel_size=kernel_size))
         if self.gray and len(truth) == 3:
             truth = luma(truth)
         return truth

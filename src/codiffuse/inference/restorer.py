@@ -1,0 +1,160 @@
+"""Restores a batch of measurements with a method and says what came out; keeps no files."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from codiffuse.data.measurements import Sample
+from codiffuse.errors import InputError
+from codiffuse.inference.progress import StepRecorder
+from codiffuse.inference.scoring import Scorer
+from codiffuse.inference.writers import Outcome
+from codiffuse.methods.base import Callback, Measurement, Method, Restoration, StepInfo
+from codiffuse.operators.blur import BlurOperator
+from codiffuse.operators.noise import GaussianNoise
+from codiffuse.randomness import GeneratorNoise, derive_seed
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Restorer:
+    """A method made ready for measurements: the one place where a restoration happens, whoever asks for it.
+
+    Attributes:
+        method: what restores.
+        name: of the method, for the rows.
+        operator: A, without its unknown parameters.
+        scorer: makes the metrics of a row.
+        device: where the method runs.
+        seed: with an image's id it decides all of the sampler's random numbers.
+        num_frames: states an image kept for the animated trace.
+
+    Raises:
+        InputError: the method cannot use the operator.
+    """
+
+    method: Method
+    name: str
+    operator: BlurOperator
+    scorer: Scorer
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    seed: int = 0
+    num_frames: int = 24
+
+    def __post_init__(self) -> None:
+        reason = self.method.supports(self.operator)
+        if reason:
+            raise InputError(f"Expected an operator that {self.name} supports: it {reason}; choose another method.")
+
+    def __call__(
+        self,
+        batch: Sequence[Sample],
+        *,
+        show: Callable[[StepInfo, float], None] | None = None,
+        callback: Callback | None = None,
+    ) -> Iterator[Outcome]:
+        """Restore a batch of one shape; if it fails as a whole, its images are tried one by one.
+
+        Args:
+            batch: measurements whose `y`, and `kernel` where known, have equal shapes.
+            show: called now and then with a step and its residual (rms over sigma, mean of the batch).
+            callback: called after each step.
+
+        Yields:
+            One outcome a measurement, in order. What was refused, or found no memory, has a row that says so and no
+            image.
+        """
+        started = time.perf_counter()
+        try:
+            measurement = self._measurement(batch)
+            recorder = StepRecorder(measurement, show, self.num_frames)
+            seeds = [derive_seed(self.seed, sample.id, "sampler") for sample in batch]
+            called = recorder if callback is None else lambda info: (recorder(info), callback(info))
+            result = self.method(measurement, noise=GeneratorNoise(seeds), callback=called)
+        except (InputError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, InputError) and not _is_out_of_memory(error):
+                raise
+            reason = _reason(error)
+        else:
+            seconds = (time.perf_counter() - started) / len(batch)
+            for index, sample in enumerate(batch):
+                yield self._outcome(sample, result, index, seconds, recorder)
+            return
+        # Out of the handler, so that the error, and with it what its frames hold in memory, is gone.
+        if len(batch) == 1:
+            yield self.failed(batch[0].id, reason, batch[0])
+        else:
+            for sample in batch:
+                yield from self([sample], show=show, callback=callback)
+
+    def failed(self, name: str, reason: str, sample: Sample | None = None) -> Outcome:
+        """The outcome of an image that could not be restored, or not even be read."""
+        logger.error("%s failed: %s", name, reason)
+        row = {
+            "id": name,
+            "method": self.name,
+            "sigma": sample.sigma if sample else None,
+            "status": f"failed: {reason}",
+        }
+        return Outcome(id=name, row=row, y=sample.y if sample else None)
+
+    def _measurement(self, batch: Sequence[Sample]) -> Measurement:
+        known = {}
+        if self.method.needs:
+            if any(sample.kernel is None for sample in batch):
+                raise InputError(f"Expected the true kernel for {self.name}, got none; use a blind method.")
+            known = {"kernel": torch.stack([sample.kernel for sample in batch]).to(self.device)}
+        y = torch.stack([sample.y for sample in batch]).to(self.device)
+        sigma = torch.tensor([sample.sigma for sample in batch], device=self.device)
+        return Measurement(y, GaussianNoise(sigma), self.operator, known)
+
+    def _outcome(
+        self, sample: Sample, result: Restoration, index: int, seconds: float, recorder: StepRecorder
+    ) -> Outcome:
+        image = result.image[index].cpu()
+        kernel = result.params["kernel"][index].cpu()
+        status = result.status[index]
+        if status == "ok" and not bool(torch.isfinite(image).all() and torch.isfinite(kernel).all()):
+            status = "failed: NaN or infinite values"
+        row: dict[str, Any] = {
+            "id": sample.id,
+            "method": self.name,
+            "sigma": sample.sigma,
+            "status": status,
+            "seconds": round(seconds, 3),
+            "nfe": result.nfe,
+        }
+        if status == "ok":
+            row |= self.scorer(sample, image, kernel)
+        else:
+            logger.warning("%s %s", sample.id, status)
+        return Outcome(
+            id=sample.id,
+            row=row,
+            y=sample.y,
+            image=image,
+            kernel=kernel,
+            samples=result.samples[index].cpu(),
+            truth=sample.truth,
+            true_kernel=sample.kernel,
+            trace=recorder.trace(index),
+            frames=recorder.frames(index),
+        )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """On a GPU torch has a class for it; on the CPU the allocator's message is all there is."""
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+
+
+def _reason(error: Exception) -> str:
+    if _is_out_of_memory(error):
+        return "out of memory; use a smaller image, batch_size=1, or device=cpu"
+    return str(error)
