@@ -73,3 +73,37 @@ def use_tiny_zoo(tiny_zoo, monkeypatch) -> Path:
     """Lets prior names mean those of `tiny_zoo`."""
     monkeypatch.setenv("CODIFFUSE_ZOO", str(tiny_zoo))
     return tiny_zoo
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch, use_tiny_zoo):
+    """Calls an entry point with arguments, in a folder of its own: `program(cli.main, "doctor")`."""
+    from programs import run
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # restored afterwards: the entry points set it
+    monkeypatch.setenv("CODIFFUSE_DATA", str(tmp_path / "data"))
+    return run
+
+
+@pytest.fixture
+def infer(program):
+    """Calls `infer.py` with settings that take no time."""
+    from programs import QUICK, once
+
+    from codiffuse import cli
+
+    return lambda *settings: program(cli.infer, *QUICK, *once(settings), *settings)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three pictures, `pictures/a.png` to `c.png`."""
+    from PIL import Image
+    from toys import picture
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for seed, name in enumerate("abc"):
+        Image.fromarray(picture(seed)).save(folder / f"{name}.png")
+    return folder

@@ -1,21 +1,20 @@
-"""The command line as people use it: what a run leaves, what it says when something is wrong, and that it goes on.
+"""The command line as people use it: what a run leaves, that it goes on, and the other commands.
 
 Most runs happen in this process, through the entry points themselves; a few start the real program.
 """
 
 import json
-import logging
 import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from programs import QUICK, once, says
 from toys import assert_same_rows, picture
 
 from codiffuse import cli
@@ -23,83 +22,6 @@ from codiffuse.inference import scoring
 from codiffuse.methods.fast_em import FastEM
 
 ROOT = Path(__file__).parents[1]
-QUICK = ["kernel_size=9", "method.process.num_steps=2", "lpips=false"]
-
-
-def once(settings) -> list[str]:
-    """A single run of Fast EM, unless the settings name a method."""
-    return [] if any(str(setting).startswith("method=") for setting in settings) else ["method=fast_em_once"]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a program ended."""
-
-    code: int
-    out: str
-    err: str
-
-    def rows(self) -> list[dict]:
-        """The lines of `results.jsonl`."""
-        return [json.loads(line) for line in (self.folder / "results.jsonl").read_text().splitlines()]
-
-    @property
-    def folder(self) -> Path:
-        """The run folder that it names."""
-        page = next(line for line in self.out.splitlines() if line.startswith("report:"))
-        return Path(page.removeprefix("report:").strip()).parent
-
-
-@pytest.fixture
-def program(tmp_path, monkeypatch, capsys, use_tiny_zoo):
-    """Calls an entry point with arguments, in a folder of its own: `program(cli.main, "doctor")`."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # restored afterwards: the entry points set it
-    monkeypatch.setenv("CODIFFUSE_DATA", str(tmp_path / "data"))
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-
-    def call(entry, *arguments) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
-        code, last_words = 0, ""
-        try:
-            entry()
-        except SystemExit as end:  # what the interpreter makes of it
-            code, last_words = (1, f"{end.code}\n") if isinstance(end.code, str) else (end.code or 0, "")
-        out, err = capsys.readouterr()
-        return Ended(code, out, err + last_words)
-
-    yield call
-    for handler in root.handlers[:]:
-        if handler not in handlers:
-            handler.close()
-    root.handlers[:], root.level = handlers, level
-
-
-@pytest.fixture
-def infer(program):
-    """Calls `infer.py` with settings that take no time."""
-    return lambda *settings: program(cli.infer, *QUICK, *once(settings), *settings)
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    """Three pictures, `pictures/a.png` to `c.png`."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for seed, name in enumerate("abc"):
-        Image.fromarray(picture(seed)).save(folder / f"{name}.png")
-    return folder
-
-
-def says(ended: Ended, *words: str) -> None:
-    """One line on stderr with these words, and a code that scripts understand."""
-    assert ended.code == 1
-    assert "Traceback" not in ended.out + ended.err
-    assert len(ended.err.strip().splitlines()) == 1, ended.err
-    assert ended.err.startswith("error: ")
-    for word in words:
-        assert word in ended.err, ended.err
 
 
 # What a run leaves
@@ -119,12 +41,16 @@ def test_a_photograph(infer, pictures):
     assert (summary["n"], summary["failed"], summary["method"]) == (1, 0, "fast_em_once")
 
 
-def test_the_default_method(program, pictures):
+def test_the_defaults(program, pictures):
     short = ["method.first.process.num_steps=2", "method.refine.process.num_steps=1"]
+    short.append("pipeline.finish.non_blind.process.num_steps=3")
     ended = program(cli.infer, "input=pictures/a.png", "kernel_size=9", "lpips=false", *short)
     assert (ended.code, ended.err) == (0, "")
     row = ended.rows()[0]
-    assert (row["method"], row["status"], row["nfe"]) == ("fast_em", "ok", 4 * 2 + 2 * 1)
+    assert (row["method"], row["status"], row["nfe"]) == ("fast_em", "ok", 4 * 2 + 2 * 1 + 3)
+    assert 0 <= row["trust"] <= 1
+    assert isinstance(row["flags"], list)
+    assert (ended.folder / "images/a/std.png").exists()
 
 
 def test_the_same_command_again_does_nothing(infer, pictures, monkeypatch):
@@ -202,14 +128,15 @@ def test_a_metric_without_its_weights_is_null_and_said_once(infer, pictures, tmp
     [
         (["data.law._target_=codiffuse.simulate.gaussian.GaussianKernels"], (40, 40, 3)),
         (["data.law._target_=codiffuse.simulate.motion.CameraShakeKernels", "data.gray=true"], (40, 40, 1)),
-        (["method=pigdm", "boundary=unknown"], (32, 32, 3)),  # what a kernel of 9 px leaves in view
+        (["method=pigdm", "boundary=unknown", "crop=32"], (32, 32, 3)),  # 40 px are there, for a kernel of 9 px
         (["method=diffusion_em", "method.num_iterations=2", "method.e_step.process.num_steps=8"], (40, 40, 3)),
     ],
 )
 def test_pictures_blurred_here(program, pictures, settings, shape):
+    quick = [setting for setting in QUICK if "num_steps" not in setting]
     steps = [] if "method=diffusion_em" in settings else ["method.process.num_steps=8"]
-    blurred = ["data=blurred", "input=pictures", "sigma=5/255", "crop=40", "kernel_size=9", "lpips=false", "limit=2"]
-    ended = program(cli.infer, *blurred, *steps, *once(settings), *settings)
+    blurred = ["data=blurred", "input=pictures", "sigma=5/255", "crop=40", "limit=2"]
+    ended = program(cli.infer, *quick, *blurred, *steps, *once(settings), *settings)
     assert (ended.code, ended.err) == (0, "")
     assert "PSNR before" in ended.out
     for row in ended.rows():
@@ -230,137 +157,6 @@ def test_a_benchmark(infer, tmp_path):
     low, high = summary["metrics"]["psnr_aligned"]["ci95"]
     assert low <= summary["metrics"]["psnr_aligned"]["mean"] <= high
     assert summary["run_id"].startswith("bsd100_motion/fast_em_once-")
-
-
-# What it says when something is wrong
-
-
-def write(name: str) -> None:
-    """A file that cannot be restored, for the reason in its name."""
-    match Path(name):
-        case Path(stem="empty"):
-            Path(name).touch()
-        case Path(stem="text"):
-            Path(name).write_text("no picture\n")
-        case Path(stem="truncated"):
-            Image.fromarray(picture(0)).save(name)
-            Path(name).write_bytes(Path(name).read_bytes()[:300])
-        case Path(stem="pixel"):
-            Image.fromarray(picture(0)[:1, :1]).save(name)
-        case Path(stem="nothing"):
-            np.save(name, np.zeros((0, 48, 3), np.float32))
-        case Path(stem="nan" | "inf" as value):
-            np.save(name, np.full((40, 48), float(value), np.float32))
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("missing.png", ["nothing is there", "check the path"]),
-        ("empty.png", ["got an empty file", "again"]),
-        ("truncated.jpg", ["cannot be decoded", "get it again"]),
-        ("text.png", ["cannot be decoded", "convert it to PNG"]),
-        ("nan.npy", ["expected finite values", "replace"]),
-        ("inf.npy", ["expected finite values", "replace"]),
-        ("nothing.npy", ["at least 32 x 32", "0 x 48"]),
-        ("pixel.png", ["at least 32 x 32", "1 x 1", "larger"]),
-    ],
-)
-def test_bad_pictures(infer, name, words):
-    write(name)
-    says(infer(f"input={name}"), name, "xpected", *words)
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ([], ["input"]),
-        (["input=2024"], ["file, folder", "2024"]),
-        (["input=null"], ["file, folder", "None"]),
-        (["input=pictures/a.png,pictures/b.png"], ["list"]),
-        (["input=pictures (1)/a.png"], ["mismatched"]),
-        (["input=pictures/a.png", "kernel_size=51"], ["40 x 48", "51 x 51", "smaller kernel"]),
-        (["input=pictures/a.png", "kernel_size=0"], ["at least 1", "kernel_size"]),
-        (["input=pictures/a.png", "kernel_size=abc"], ["whole number", "'abc'"]),
-        (["input=pictures/a.png", "num_particles=0"], ["at least 1", "num_particles"]),
-        (["input=pictures/a.png", "batch_size=-1"], ["at least 1", "batch_size"]),
-        (["input=pictures/a.png", "threads=-1"], ["at least 1", "threads"]),
-        (["input=pictures/a.png", "limit=0"], ["at least 1", "limit"]),
-        (["input=pictures/a.png", "sigma=0"], ["0 < sigma < 1", "sigma="]),
-        (["input=pictures/a.png", "sigma=-1"], ["0 < sigma < 1", "-1"]),
-        (["input=pictures/a.png", "sigma=nan"], ["0 < sigma < 1", "nan"]),
-        (["input=pictures/a.png", "sigma=abc"], ["5/255", "'abc'"]),
-        (["input=pictures/a.png", "sigma=5/0"], ["5/255", "'5/0'"]),
-        (["input=pictures/a.png", "boundary=round"], ["circular", "'round'"]),
-        (["input=pictures/a.png", "precision=float8"], ["bfloat16", "'float8'"]),
-        (["input=pictures/a.png", "device=tpu"], ["cuda:N", "'tpu'"]),
-        (["input=pictures/a.png", "device=meta"], ["cuda:N", "'meta'"]),
-        (["input=pictures/a.png", "method=nope"], ["method/nope", "fast_em", "pigdm"]),
-        (["input=pictures/a.png", "experiment=nope"], ["experiment/nope", "demo"]),
-        (["input=pictures/a.png", "sgima=0.1"], ["sgima"]),
-        (["input=pictures/a.png", "method.process.steps=3"], ["method.process.steps"]),
-        (["input=pictures/a.png", "+method.process.steps=3"], ["ReverseProcess", "steps"]),
-        (["input=pictures/a.png", "method.guidance._target_=codiffuse.nope.Nope"], ["codiffuse.nope.Nope"]),
-        (["input=pictures/a.png", "method.process.num_steps=0"], ["between 1 and 1000"]),
-        (["input=pictures/a.png", "method=pigdm"], ["true kernel", "blind method"]),
-        (["input=pictures/a.png", "prior.image.name=nope"], ["natural_image", "'nope'"]),
-        (["input=pictures/a.png", "prior.image.name=kernel_denoiser"], ["kind 'prior'", "kernel_denoiser"]),
-        (["data=blurred", "input=pictures/a.png"], ["noise level", "sigma=5/255"]),
-        (["data=blurred", "input=pictures/a.png", "sigma=0.1", "crop=0"], ["at least 1", "crop"]),
-        (["data=blurred", "input=pictures/a.png", "sigma=0.1", "crop=64"], ["64 x 64", "40 x 48", "smaller crop"]),
-        (["data=blurred", "input=pictures/a.png", "sigma=0.1", "kernel_size=1"], ["at least 3", "size=1"]),
-        (["experiment=bench/bsd100_motion"], ["bsd100"]),
-    ],
-    ids=lambda value: " ".join(value[-1:]) if value and "=" in value[-1] else "",
-)
-def test_bad_settings(infer, pictures, settings, words):
-    says(infer(*settings), *words)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu(infer, pictures):
-    says(infer("input=pictures/a.png", "device=cuda"), "device=cuda", "device=cpu")
-
-
-def test_a_gpu_that_is_not_there(infer, pictures, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    says(infer("input=pictures/a.png", "device=cuda:2"), "below cuda:2", "got cuda:2")
-
-
-def test_a_prior_whose_weights_do_not_fit(infer, pictures, use_tiny_zoo, tmp_path):
-    from codiffuse.priors import zoo
-
-    spec = zoo.read_spec(use_tiny_zoo / "natural_image")
-    spec["network"]["channels"] = 16
-    zoo.save(tmp_path / "wide", spec, zoo.read_weights(use_tiny_zoo / "natural_image"), "# Wide\n")
-    says(infer("input=pictures/a.png", f"prior.image.name={tmp_path / 'wide'}"), "of shape", "another architecture")
-
-
-def test_a_run_folder_keeps_its_settings(infer, pictures):
-    first = infer("input=pictures/a.png", "run_id=mine")
-    before = (first.folder / "config.yaml").read_text()
-    says(infer("input=pictures/a.png", "run_id=mine", "seed=1", "sigma=0.1"), "data, seed, sigma", "another run_id")
-    assert (first.folder / "config.yaml").read_text() == before
-
-
-def test_interrupting_is_no_error(infer, pictures, monkeypatch):
-    def interrupt(self, measurement, **_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(FastEM, "__call__", interrupt)
-    ended = infer("input=pictures")
-    assert ended.code == 130
-    assert ended.err == "interrupted; the same command continues from here\n"
-
-
-def test_a_bug_keeps_its_traceback(infer, pictures, monkeypatch):
-    def fault(self, measurement, **_):
-        raise ZeroDivisionError("a bug")
-
-    monkeypatch.setattr(FastEM, "__call__", fault)
-    with pytest.raises(ZeroDivisionError, match="a bug"):
-        infer("input=pictures")
 
 
 # The other commands
@@ -396,31 +192,6 @@ def test_infer_by_its_other_name(program, pictures):
     assert program(cli.main, "infer", "input=pictures/a.png", *once(()), *QUICK).code == 0
 
 
-class Unsafe:
-    def __reduce__(self):
-        return os.mkdir, ("broken_in",)
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (None, ["found none"]),
-        (b"", ["damaged or other file"]),
-        (b"no checkpoint", ["damaged or other file"]),
-        ({"state_dict": {}, "callbacks": Unsafe()}, ["was not loaded"]),
-        ({"state_dict": {}}, ["train.py", "without model and weights"]),
-    ],
-    ids=["missing", "empty", "text", "unsafe", "foreign"],
-)
-def test_export_refuses_what_it_cannot_trust(program, tmp_path, content, words):
-    if isinstance(content, dict):
-        torch.save(content, tmp_path / "last.ckpt")
-    elif content is not None:
-        (tmp_path / "last.ckpt").write_bytes(content)
-    says(program(cli.main, "export", "last.ckpt", "mine"), "Expected", "last.ckpt", *words)
-    assert not (tmp_path / "broken_in").exists()
-
-
 def test_train_then_export_then_infer(program, infer, pictures, tmp_path, monkeypatch, use_tiny_zoo):
     small = [
         "model.spec.network.width=8",
@@ -439,19 +210,6 @@ def test_train_then_export_then_infer(program, infer, pictures, tmp_path, monkey
     assert "2 training steps" in (tmp_path / "mine/README.md").read_text()
     ended = infer("input=pictures/a.png", f"prior.kernel_denoiser.name={tmp_path / 'mine'}")
     assert (ended.code, ended.err) == (0, "")
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        (["model=nope"], ["model/nope", "image_score"]),
-        (["data=bsds400"], ["data/bsds400", "CODIFFUSE_DATA"]),
-        (["learning_rate=1"], ["learning_rate"]),
-        (["data=motion_kernels", "model=kernel_denoiser", "resume=perhaps"], ["auto", "'perhaps'"]),
-    ],
-)
-def test_bad_settings_of_train(program, settings, words):
-    says(program(cli.train, *settings), *words)
 
 
 # The real program

@@ -32,6 +32,8 @@ ORDER = [
     "training",
     "doctor",
     "cli",
+    "api",
+    "demo",
 ]
 STRANGERS = {("training", "inference")}
 FRAMEWORKS = {
@@ -41,7 +43,7 @@ FRAMEWORKS = {
     "pytorch_lightning": {path.relative_to(ROOT).as_posix() for path in (ROOT / "training").glob("*.py")},
 }
 # Seconds to import, needed by few: imported inside the function that uses them.
-HEAVY = {"lpips", "matplotlib", "scipy", "skimage", "timm", "torchmetrics"}
+HEAVY = {"gradio", "lpips", "matplotlib", "scipy", "skimage", "timm", "torchmetrics"}
 
 
 def imports(tree):

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from codiffuse.inference.charts import gain_bars, residual_curve
+from codiffuse.inference.diagnostics import FLAGS
 from codiffuse.inference.report import write_report
 from codiffuse.inference.summary import summarize
 from codiffuse.inference.writers import Outcome, RunFolder
@@ -26,10 +28,10 @@ HEADER = {
 NASTY = "<script>alert('1')&\"x\""
 
 
-def make_row(name: str, gain: float | None = 3.0, status: str = "ok") -> dict:
+def make_row(name: str, gain: float | None = 3.0, status: str = "ok", **more) -> dict:
     after = None if gain is None else 20.0 + gain
     row = {"id": name, "method": "fast_em", "sigma": 0.02, "status": status, "seconds": 1.5, "nfe": 25}
-    return row | {"psnr_measurement_aligned": 20.0, "psnr_aligned": after, "kernel_mnc": 0.912, "lpips": None}
+    return row | {"psnr_measurement_aligned": 20.0, "psnr_aligned": after, "kernel_mnc": 0.912, "lpips": None} | more
 
 
 def make_outcome(name: str, image_size: int = 32, truth: bool = True, **row) -> Outcome:
@@ -103,6 +105,91 @@ def test_page_shows_every_image_and_its_files(folder):
     assert all((folder.root / unquote(path)).is_file() for path in [*sources, *links])
     assert all(image["alt"] for image in page.named("img"))
     assert len(page.named("svg")) == 3  # a residual curve each
+
+
+def test_everything_known_is_shown_beside_its_file(folder):
+    more = {
+        "residual": torch.zeros(3, 32, 32),
+        "restart_kernels": torch.rand(4, 9, 9),
+        "restart_residuals": [1.0, 1.1, 1.2, 1.3],
+        "windows": [(0, 0, 16, 16)],
+        "mask": torch.eye(32)[None],
+    }
+    folder.write(replace(make_outcome("a"), **more))
+    page = report(folder, ["a"])
+    sources = {image["src"] for image in page.named("img")}
+    assert {f"images/a/{name}.png" for name in ("residual", "restarts", "windows", "saturated", "std")} <= sources
+
+
+def test_the_run_is_seen_without_a_click(folder):
+    folder.write(make_outcome("a"))
+    report(folder, ["a"])
+    html = (folder.root / "report.html").read_text()
+    (details,) = re.findall(r'<section class="tables">.*?</section>', html, re.DOTALL)
+    assert html.count("<details") == details.count("<details")
+    assert re.search(r'trace\.gif" [^>]*loading="lazy"', html)
+
+
+@pytest.mark.parametrize(
+    ("trust", "level", "chance"),
+    [
+        (1.0, "high", "99 %"),
+        (0.8, "high", "80 %"),
+        (0.79, "doubtful", "79 %"),
+        (0.5, "doubtful", "50 %"),
+        (0.49, "low", "49 %"),
+        (0.001, "low", "1 %"),
+    ],
+)
+def test_verdict_stands_above_the_pictures(folder, trust, level, chance):
+    flags = ["restarts_disagree", "kernel_at_border", "made_of_<cheese>"]
+    folder.write(make_outcome("a", trust=trust, flags=flags))
+    page = report(folder, ["a"])
+    html = (folder.root / "report.html").read_text()
+    assert f'class="verdict {level}"' in html
+    assert f"Trust: {level}." in page.text
+    assert chance in page.text
+    assert all(FLAGS[flag] in page.text for flag in flags[:2])
+    assert "made of <cheese>" in page.text
+    assert html.index('class="verdict') < html.index("measurement.png")
+
+
+def test_nobody_judged(folder):
+    folder.write(make_outcome("a"))
+    folder.write(make_outcome("b", trust=None, flags=["saturated"]))
+    page = report(folder, ["a", "b"])
+    assert "Trust" not in page.text
+    assert FLAGS["saturated"] in page.text
+    assert [part["class"] for part in page.named("div") if "verdict" in part["class"]] == ["verdict"]
+
+
+def test_trust_of_many_images_in_one_tile(folder):
+    for name, trust in {"a": 0.9, "b": 0.95, "c": 0.6, "d": 0.1, "e": None}.items():
+        folder.write(make_outcome(name, trust=trust))
+    page = report(folder, list("abcde"))
+    for text in ("High trust", "2 of 4", "1 doubtful", "1 low"):
+        assert text in page.text
+    alone = report(folder, ["a"])
+    assert "90 % chance of a better picture" in alone.text
+
+
+def test_large_pictures_are_embedded_small_and_linked_whole(folder):
+    large = torch.zeros(3, 40, 2000)
+    folder.write(replace(make_outcome("a", truth=False), y=large, image=large, samples=large.expand(2, -1, -1, -1)))
+    page = report(folder, ["a"])
+    sources = {image["src"]: image for image in page.named("img")}
+    for name in ("measurement", "restored", "std"):
+        assert f"images/a/{name}.png" not in sources
+        preview = sources[f"images/a/{name}_preview.jpg"]
+        assert (preview["width"], preview["height"]) == ("1600", "32")
+    links = {link["href"] for link in page.named("a")}
+    assert {"images/a/measurement.png", "images/a/restored.png", "images/a/std.png"} <= links
+    assert "2000 x 40 px" in page.text
+
+
+def test_long_times_are_told_in_minutes(folder):
+    folder.write(make_outcome("a", seconds=1830.0))
+    assert "30 min" in report(folder, ["a"]).text
 
 
 def test_page_needs_no_network(folder):

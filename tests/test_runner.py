@@ -57,7 +57,7 @@ class Copy:
                 raise KeyboardInterrupt
             callback(StepInfo(number, 3, 0.5, image[:, None], {"kernel": kernel}))
         image = self.spoil(image, y)
-        return Restoration(image, {"kernel": kernel}, image[:, None], {}, 3, ("ok",) * len(y))
+        return Restoration(image, {"kernel": kernel}, image[:, None], {"x": image[:, None]}, 3, ("ok",) * len(y))
 
 
 def fast_em(**options) -> FastEM:

@@ -6,11 +6,21 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from codiffuse.errors import InputError
 from codiffuse.inference import writers
-from codiffuse.inference.panel import animation, kernel_picture, panel, spread_picture
+from codiffuse.inference.panel import animation, panel
+from codiffuse.inference.pictures import (
+    FRAME_COLOUR,
+    LEFT_OUT_COLOUR,
+    kernel_picture,
+    left_out_picture,
+    residual_picture,
+    restart_strip,
+    spread_picture,
+    windows_picture,
+)
 from codiffuse.inference.summary import summarize
 from codiffuse.inference.writers import Outcome, RunFolder
 
@@ -18,7 +28,9 @@ HEADER = {"method": "fast_em", "experiment": None, "run_id": "r1", "device": "cp
 BASE_FILES = {"measurement.png", "restored.png", "kernel.png", "kernel.npy", "panel.png", "trace.json"}
 
 
-def make_outcome(name="a", n=1, status="ok", channels=3, size=(40, 48), frames=0, truth=False, **row) -> Outcome:
+def make_outcome(
+    name="a", n=1, status="ok", channels=3, size=(40, 48), frames=0, truth=False, more=None, **row
+) -> Outcome:
     generator = torch.Generator().manual_seed(len(name) + n)
 
     def random(*shape):
@@ -37,6 +49,7 @@ def make_outcome(name="a", n=1, status="ok", channels=3, size=(40, 48), frames=0
         true_kernel=kernel / kernel.sum() if truth else None,
         trace=[{"step": step, "alpha_bar": step / 5, "residual": 1 / step} for step in range(1, 6)],
         frames=[(random(channels, *size), kernel) for _ in range(frames)],
+        **(more or {}),
     )
 
 
@@ -61,6 +74,13 @@ def folder(tmp_path) -> RunFolder:
         ({"n": 1, "frames": 3}, {"trace.gif"}),
         ({"n": 1, "truth": True}, {"truth.png", "true_kernel.png"}),
         ({"n": 1, "channels": 1}, set()),
+        ({"more": {"std": torch.rand(3, 40, 48)}}, {"mean.png", "std.png"}),
+        ({"more": {"residual": torch.randn(3, 40, 48)}}, {"residual.png"}),
+        ({"more": {"restart_kernels": torch.rand(3, 9, 9), "restart_residuals": [1, 2, 3]}}, {"restarts.png"}),
+        ({"more": {"restart_kernels": torch.rand(1, 9, 9), "restart_residuals": [1]}}, set()),
+        ({"more": {"windows": [(0, 0, 20, 20)]}}, {"windows.png"}),
+        ({"more": {"mask": torch.eye(48)[None, :40]}}, {"saturated.png"}),
+        ({"more": {"mask": torch.ones(1, 40, 48)}}, set()),
     ],
 )
 def test_files_of_an_image(folder, options, more):
@@ -243,9 +263,74 @@ def test_kernel_picture_repeats_pixels(support):
     assert kernel_picture(torch.zeros(1, 5, 5), 20).max() == 0
 
 
+def test_large_pictures_get_a_small_copy(folder):
+    residual = torch.zeros(3, 40, 2000)
+    folder.write(make_outcome("a", n=2, size=(40, 2000), more={"residual": residual}))
+    copies = {name for name in files_of(folder, "a") if "preview" in name}
+    assert copies == {f"{name}_preview.jpg" for name in ("measurement", "restored", "mean", "std", "residual")}
+    with Image.open(folder.root / "images" / "a" / "restored_preview.jpg") as image:
+        assert image.size == (1600, 32)
+    folder.write(make_outcome("b", size=(40, 1600)))
+    assert not any("preview" in name for name in files_of(folder, "b"))
+
+
+def test_failed_image_with_a_broken_residual(folder):
+    folder.write(make_outcome("a", status="failed: diverged", more={"residual": torch.full((3, 40, 48), torch.inf)}))
+    assert "residual.png" not in files_of(folder, "a")
+
+
+def test_residual_picture_is_gray_at_zero_and_clipped_at_three_sigma():
+    residual = torch.tensor([-1.0, -0.06, -0.03, 0.0, 0.03, 0.06, 1.0]).view(1, 1, -1)
+    expected = torch.tensor([0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0]).view(1, 1, -1)
+    torch.testing.assert_close(residual_picture(residual, sigma=0.02), expected)
+
+
+def colour_share(pixels: torch.Tensor, colour: torch.Tensor) -> torch.Tensor:
+    return ((pixels - colour.view(3, 1, 1)).abs().amax(0) < 0.01).float()
+
+
+@pytest.mark.parametrize("residuals", [[1.4, float("inf"), 1.1, 1.2, 1.3], [float("inf")] * 5])
+def test_restart_strip_frames_the_kernel_of_least_residual(residuals):
+    kernels = torch.rand(5, 9, 9)
+    kernels[1] = float("nan")
+    strip = restart_strip(kernels, residuals)
+    assert bool(torch.isfinite(strip).all())
+    framed = colour_share(strip, torch.tensor(FRAME_COLOUR) / 255)
+    columns = framed.sum(0).nonzero()[:, 0]
+    if residuals[0] == float("inf"):
+        assert len(columns) == 0
+    else:  # the third of four columns
+        assert strip.shape[2] / 2 - 4 < columns.min() < columns.max() < 3 / 4 * strip.shape[2]
+
+
+@pytest.mark.parametrize(("size", "scale"), [((64, 80), 8), ((960, 1280), 0.5)])
+def test_windows_are_drawn_where_they_are(size, scale):
+    y = torch.zeros(1, *size)
+    top, left, height, width = 16, 32, 32, 40
+    picture = windows_picture(y, [(top, left, height, width)])
+    assert picture.shape == (3, size[0] * scale, size[1] * scale)
+    framed = colour_share(picture, torch.tensor(FRAME_COLOUR) / 255)
+    rows, columns = framed.sum(1).nonzero()[:, 0], framed.sum(0).nonzero()[:, 0]
+    edges = [rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]
+    expected = [scale * edge for edge in (top, left, top + height, left + width)]
+    assert max(abs(int(a) - b) for a, b in zip(edges, expected, strict=True)) <= 1
+    assert framed.mean() < 0.1
+
+
+@pytest.mark.parametrize("size", [(40, 48), (1500, 2000)])
+def test_a_single_pixel_left_out_is_seen(size):
+    mask = torch.ones(1, *size)
+    mask[0, size[0] // 4, size[1] // 2] = 0
+    picture = left_out_picture(torch.rand(3, *size), mask)
+    rows, columns = colour_share(picture, torch.tensor(LEFT_OUT_COLOUR)).nonzero(as_tuple=True)
+    assert 0 < len(rows) < 300
+    assert rows.float().mean() / picture.shape[1] == pytest.approx(0.25, abs=0.02)
+    assert columns.float().mean() / picture.shape[2] == pytest.approx(0.5, abs=0.02)
+
+
 def test_spread_picture_is_white_at_a_fifth():
-    samples = torch.tensor([0.3, 0.5]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
-    torch.testing.assert_close(spread_picture(samples), torch.full((1, 4, 4), 0.5**0.5))
+    std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1).expand(3, 4, 4)
+    torch.testing.assert_close(spread_picture(std), torch.ones(1, 4, 4))
 
 
 @pytest.mark.parametrize(("size", "truth", "n"), [((128, 128), True, 4), ((96, 96), False, 1), ((64, 300), True, 1)])
@@ -277,3 +362,12 @@ def test_animation_frames():
     expected = outcome.frames[0][0].repeat_interleave(3, -2).repeat_interleave(3, -1).permute(1, 2, 0).numpy()
     assert np.abs(shown - expected).mean() < 0.1  # of random colours, in a palette of 64
     assert Image.open(io.BytesIO(animation(outcome.frames[:1]))).size == gif.size
+
+
+def test_animation_of_frames_that_differ_in_size():
+    frames = [(torch.ones(3, 40, 40), torch.ones(1, 9, 9)), (torch.ones(1, 60, 90), torch.ones(1, 21, 21))]
+    gif = Image.open(io.BytesIO(animation(frames)))
+    assert gif.n_frames == 2
+    # At the left, in a field of 180 px for both, what was enlarged by 4 and by 2.
+    white = [(np.asarray(frame.convert("L"))[:-4, :180] > 250).sum() for frame in ImageSequence.Iterator(gif)]
+    assert white == [160 * 160, 120 * 180]

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from codiffuse.methods.base import Measurement
+from codiffuse.methods.base import Measurement, Restoration, StepInfo, restoration
+from codiffuse.methods.steps import delta_kernel
 from codiffuse.networks.unet import UNet
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.operators.noise import GaussianNoise
@@ -73,6 +74,20 @@ def blurred_toy(count: int = 1, side: int = 32, channels: int = 3, sigma: float 
     operator = BlurOperator()
     y = operator(x, kernel=kernel) + sigma * torch.randn(x.shape, generator=generator)
     return Measurement(y, GaussianNoise(sigma), operator, {"kernel": kernel})
+
+
+def noisy_copy(self, measurement: Measurement, *, noise, init=None, callback=None) -> Restoration:
+    """`FastEM.__call__` for tests that need no restoration: y plus noise of 0.01, as if nothing had blurred it."""
+    size = (self.kernel_size, self.kernel_size)
+    kernel = delta_kernel(measurement.y, size)
+    height, width = measurement.operator.image_shape(measurement.y.shape[-2:], kernel_size=size)
+    more = (width - measurement.y.shape[-1], height - measurement.y.shape[-2])
+    margins = [part for side in more for part in (side // 2, side - side // 2)]
+    y = nn.functional.pad(measurement.y, margins, mode="replicate")
+    x = y.unsqueeze(1) + 0.01 * noise.normal("init", (len(y), self.num_particles, *y.shape[1:]), y)
+    if callback:
+        callback(StepInfo(1, 1, 0.5, x, {"kernel": kernel}))
+    return restoration(measurement, x, {"kernel": kernel}, 1)
 
 
 def picture(seed: int, shape: tuple[int, int] = (40, 48), channels: int = 3) -> np.ndarray:

@@ -7,25 +7,40 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from hydra.version import VersionBase
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from codiffuse.errors import InputError
 
+if TYPE_CHECKING:
+    from codiffuse.data.measurements import MeasurementSource
+    from codiffuse.data.sources import Source
+    from codiffuse.inference.restorer import Restorer
+
 logger = logging.getLogger(__name__)
+_hydra_lock = threading.Lock()
 
 # Settings that change how a run is carried out, not what it computes: they may differ when it is continued.
 HOW_NOT_WHAT = ("device", "batch_size", "threads", "limit", "lpips", "animate", "run_id", "resume")
-COUNTS = ("num_particles", "kernel_size")  # settings that are whole numbers of at least 1
+COUNTS = ("num_particles", "num_samples", "window", "tile")  # settings that are whole numbers of at least 1
 COUNTS_OR_NULL = ("crop", "limit", "batch_size", "threads")
+COUNTS_OR_AUTO = ("kernel_size",)
 
 
 def config_dir() -> Path:
@@ -85,8 +100,6 @@ def _command(arguments: Any) -> None:
 
 
 def _train(cfg: DictConfig) -> None:
-    from hydra.core.hydra_config import HydraConfig
-
     from codiffuse.training.run import fit
 
     run_dir = Path(HydraConfig.get().runtime.output_dir)
@@ -108,39 +121,26 @@ def _train(cfg: DictConfig) -> None:
 
 
 def _infer(cfg: DictConfig) -> None:
-    import torch
-    from hydra.core.hydra_config import HydraConfig
-
-    from codiffuse.inference.provenance import header, resolve_device
-    from codiffuse.inference.restorer import Restorer
+    from codiffuse.inference.provenance import header
     from codiffuse.inference.runner import Runner
-    from codiffuse.inference.scoring import Scorer, lpips
+    from codiffuse.inference.summary import closing_lines
     from codiffuse.inference.writers import RunFolder
 
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    choices = HydraConfig.get().runtime.choices
-    cfg.device = str(resolve_device(cfg.device))
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    _check_counts(plain)
+    plain = _plain(cfg)
     if plain["threads"]:
+        import torch
+
         torch.set_num_threads(plain["threads"])
     _keep_settings(plain, run_dir / "config.yaml")
-    build = hydra.utils.instantiate
-    operator, source = build(plain["operator"]), build(plain["data"])
+    source, restorer = measurements(plain), restorer_of(plain, HydraConfig.get().runtime.choices["method"])
     folder = RunFolder(run_dir)
-    restorer = Restorer(
-        method=build(plain["method"]),
-        name=choices["method"],
-        operator=operator,
-        scorer=Scorer(operator, lpips if plain["lpips"] else None),
-        device=torch.device(plain["device"]),
-        seed=plain["seed"],
-        num_frames=24 if plain["animate"] else 0,
-    )
-    rows = Runner(restorer, folder, plain["batch_size"] or (1 if plain["device"] == "cpu" else 8)).run(source)
+    rows = Runner(
+        restorer, folder, plain["batch_size"] or (1 if plain["device"] == "cpu" or plain.get("pipeline") else 8)
+    ).run(source)
     names = {"method": restorer.name, "experiment": plain["experiment_name"], "run_id": plain["run_id"]}
     summary = folder.finish(source.ids, header(plain["device"], **names) | {"settings": _settings(plain)})
-    print(_closing_lines(summary, rows, run_dir))
+    print(closing_lines(summary, run_dir))
     if summary["failed"]:
         said = "\n".join(f"error: {row['id']} {row['status']}" for row in rows if row["status"] != "ok")
         if HydraConfig.get().mode is not RunMode.MULTIRUN:
@@ -148,10 +148,93 @@ def _infer(cfg: DictConfig) -> None:
         print(said, file=sys.stderr)  # the other jobs of a sweep go on
 
 
+def compose_infer(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
+    """Composes `conf/infer.yaml` for a program that is not the command line, and leaves Hydra as it was found.
+
+    Args:
+        values: settings, and options of groups, by name.
+        overrides: the same as on the command line, such as `method.num_refinements=1`; they win over `values`.
+
+    Returns:
+        All settings, resolved and checked, and the name of the chosen method.
+
+    Raises:
+        InputError: what the command line would end with.
+    """
+    given = [f"{name}={_literal(name, value)}" for name, value in values.items()]
+    with input_errors(), _own_hydra():
+        register_resolvers()
+        with hydra.initialize_config_dir(str(config_dir()), job_name="infer", version_base="1.3"):
+            cfg = hydra.compose("infer", [_for_hydra(each) for each in [*given, *overrides]], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        method = cfg.hydra.runtime.choices["method"]
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return _plain(cfg), method
+
+
+def measurements(plain: dict[str, Any], picture: Source | None = None) -> MeasurementSource:
+    """The measurements of these settings, made of `picture` instead of what they name as `input`, if it is given."""
+    if picture is None:
+        return hydra.utils.instantiate(plain["data"])
+    # As an argument of the call, because Hydra copies what stands in a configuration.
+    return hydra.utils.instantiate(plain["data"] | {"_partial_": True})(input=picture)
+
+
+def restorer_of(plain: dict[str, Any], method: str) -> Restorer:
+    """The restorer of these settings; `method` is its name in the rows."""
+    import torch
+
+    from codiffuse.inference.restorer import Restorer
+    from codiffuse.inference.scoring import Scorer, lpips
+
+    operator, chosen = (hydra.utils.instantiate(plain[part]) for part in ("operator", "method"))
+    if plain.get("pipeline") and not chosen.needs:  # with a kernel at hand there is none to be found
+        # As an argument of the call, because Hydra copies what stands in a configuration.
+        chosen = hydra.utils.instantiate(plain["pipeline"] | {"_partial_": True})(blind=chosen)
+    return Restorer(
+        method=chosen,
+        name=method,
+        operator=operator,
+        scorer=Scorer(operator, lpips if plain["lpips"] else None),
+        device=torch.device(plain["device"]),
+        seed=plain["seed"],
+        num_frames=24 if plain["animate"] else 0,
+    )
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    """The settings of `infer.yaml`, resolved and checked."""
+    from codiffuse.inference.provenance import resolve_device
+
+    cfg.device = str(resolve_device(cfg.device))
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    _check_counts(plain)
+    return plain
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Hydra for ourselves: its singletons and the resolvers of a surrounding program come back afterwards."""
+    ours = (GlobalHydra, HydraConfig, JobRuntime, VersionBase)
+    with _hydra_lock:
+        instances, resolvers = Singleton._instances, dict(BaseContainer._resolvers)
+        found = {kind: instances.pop(kind, None) for kind in ours}
+        try:
+            yield
+        finally:
+            for kind, instance in found.items():
+                instances.pop(kind, None)
+                if instance is not None:
+                    instances[kind] = instance
+            BaseContainer._resolvers.clear()
+            BaseContainer._resolvers.update(resolvers)
+
+
 def _check_counts(plain: dict[str, Any]) -> None:
-    for name in COUNTS + COUNTS_OR_NULL:
+    for name in COUNTS + COUNTS_OR_NULL + COUNTS_OR_AUTO:
         value = plain[name]
-        if value is None and name in COUNTS_OR_NULL:
+        if (value is None and name in COUNTS_OR_NULL) or (value == "auto" and name in COUNTS_OR_AUTO):
             continue
         if not isinstance(value, int) or value < 1:
             raise InputError(f"Expected a whole number of at least 1 for {name}, got {value!r}; set {name}=.")
@@ -185,29 +268,14 @@ def _settings(plain: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if not isinstance(value, dict) and value is not None}
 
 
-def _closing_lines(summary: dict[str, Any], rows: list[dict[str, Any]], run_dir: Path) -> str:
-    names = {
-        "psnr_measurement_aligned": "PSNR before",
-        "psnr_aligned": "PSNR after",
-        "gain": "gain",
-        "kernel_mnc": "kernel match (MNC)",
-    }
-    known = [(label, summary["metrics"].get(key)) for key, label in names.items()]
-    numbers = [f"{label} {value['mean']:.2f}" for label, value in known if value and value["n"]]
-    restored = f"{len(rows) - summary['failed']} of {len(rows)} images restored"
-    return "\n".join(
-        [
-            restored + ("; " + ", ".join(numbers) if numbers else ""),
-            f"pictures: {run_dir / 'images'}",
-            f"report:   {run_dir / 'report.html'}",
-        ]
-    )
-
-
 def register_resolvers() -> None:
     """What `${codiffuse.NAME:...}` in a yaml calls."""
     OmegaConf.register_new_resolver("codiffuse.slug", _slug, replace=True)
     OmegaConf.register_new_resolver("codiffuse.number", _number, replace=True)
+    OmegaConf.register_new_resolver("codiffuse.bytes", _bytes, replace=True)
+    OmegaConf.register_new_resolver(
+        "codiffuse.or", lambda value, auto: auto if value == "auto" else value, replace=True
+    )
     OmegaConf.register_new_resolver("codiffuse.without_key", lambda: not os.environ.get("WANDB_API_KEY"), replace=True)
 
 
@@ -218,7 +286,7 @@ def _hydra_main(task: Callable[[DictConfig], None], config_name: str) -> None:
 
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them at length
-    sys.argv = [_quoted(argument) for argument in sys.argv]
+    sys.argv = [_for_hydra(argument) for argument in sys.argv]
     with _errors_in_one_line():
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(guarded)()
 
@@ -227,18 +295,31 @@ def _hydra_main(task: Callable[[DictConfig], None], config_name: str) -> None:
 def _errors_in_one_line() -> Iterator[None]:
     """Ends the program with one line for what the user can mend; a bug keeps its traceback."""
     try:
-        yield
+        with input_errors():
+            yield
     except KeyboardInterrupt:
         print("interrupted; the same command continues from here", file=sys.stderr)
         sys.exit(130)
-    except MissingMandatoryValue as error:
-        sys.exit(f"error: Expected a value for {error.full_key}, got none; add {error.full_key}=VALUE.")
-    except InstantiationException as error:
-        if not isinstance(error.__cause__, InputError | TypeError | ImportError | AttributeError):
-            raise
-        sys.exit(f"error: {_one_line(error.__cause__ if isinstance(error.__cause__, InputError) else error)}")
-    except (InputError, HydraException, OmegaConfBaseException) as error:
+    except InputError as error:
         sys.exit(f"error: {_one_line(error)}")
+
+
+@contextmanager
+def input_errors() -> Iterator[None]:
+    """Makes an `InputError` of one line of every error that the user can mend; others are bugs and pass."""
+    try:
+        yield
+    except MissingMandatoryValue as error:
+        key = error.full_key
+        raise InputError(f"Expected a value for {key}, got none; add {key}=VALUE.") from error
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        if isinstance(error.__cause__, TypeError | ImportError | AttributeError):
+            raise InputError(_one_line(error)) from error
+        raise
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_one_line(error)) from error
 
 
 def _one_line(error: BaseException) -> str:
@@ -249,19 +330,49 @@ def _one_line(error: BaseException) -> str:
     return " ".join(message.split())
 
 
-def _quoted(argument: str) -> str:
-    """Quotes the path of a file that exists: to Hydra's grammar, brackets, commas and digits in it mean something."""
+def _for_hydra(argument: str) -> str:
+    """An argument of the command line as Hydra understands what is meant."""
     name, _, value = argument.partition("=")
-    if name != "input" or not os.path.exists(value):
-        return argument
+    if name == "input" and os.path.exists(value):
+        return f"input={_text(value)}"  # brackets, commas and digits in a path mean something to Hydra's grammar
+    if value == "null" and name.isidentifier() and (config_dir() / name).is_dir():
+        return f"{name}=[]"  # no option of a group
+    return argument
+
+
+def _text(value: str) -> str:
+    """A text in Hydra's grammar."""
     # A quote is escaped by a backslash, and so are the backslashes in front of one; others stand for themselves.
     escaped = re.sub(r"\\+(?='|$)", lambda slashes: 2 * slashes[0], value).replace("'", r"\'")
-    return f"input='{escaped}'"
+    return f"'{escaped}'"
+
+
+def _literal(name: str, value: Any) -> str:
+    """A Python value in Hydra's grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Real):
+        return repr(int(value) if isinstance(value, Integral) else float(value))
+    if isinstance(value, str | Path):
+        return _text(str(value))
+    if isinstance(value, list | tuple):
+        return f"[{','.join(_literal(name, part) for part in value)}]"
+    raise InputError(f"Expected a number, a text, a list or None for {name}, got {type(value).__name__}.")
 
 
 def _slug(name: str, settings: str) -> str:
     """`name`, with a short hash of the settings that were asked for: the same command finds its folder again."""
     return f"{name}-{hashlib.blake2b(settings.encode(), digest_size=3).hexdigest()}" if settings else name
+
+
+def _bytes(gibibytes: float | None) -> int | None:
+    if gibibytes is None:
+        return None
+    if not isinstance(gibibytes, int | float) or gibibytes <= 0:
+        raise InputError(f"Expected a positive number of GiB, got {gibibytes!r}; set max_memory=4.")
+    return round(gibibytes * 2**30)
 
 
 def _number(value: Any) -> float | None:

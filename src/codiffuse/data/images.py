@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codiffuse.data.decoding import decode, decode_file
 from codiffuse.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,24 +22,9 @@ if TYPE_CHECKING:
 
 MIN_SIDE = 32
 MAX_PIXELS = 200_000_000
-MAX_FLOAT = 10.0  # noise leaves [0, 1] by a little; a file of floats up to 255 or 65535 is on another scale
-
-# Tags of EXIF and TIFF.
-ORIENTATION = 274  # how the camera was held, 1 (upright) to 8
-BITS_PER_SAMPLE = 258
-PLANAR_CONFIGURATION = 284  # 2: one colour after the other
-
-# What undoes each orientation: the axes to flip, after a transposition for the four that swap the sides.
-_FLIPS = {2: (1,), 3: (0, 1), 4: (0,), 5: (), 6: (1,), 7: (0, 1), 8: (0,)}
-_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")  # gray, and the only modes of Pillow beyond 8 bits
-
-# Of a 16-bit colour sample Pillow reads the high byte alone. The raw mode of the other byte order reads the low one.
-_NON_NATIVE = "B" if sys.byteorder == "little" else "L"
-_LOW_BYTE = {
-    f"{mode};16{order}": f"{mode};16{other}"
-    for mode in ("RGB", "RGBA")
-    for order, other in (("B", "L"), ("L", "B"), ("N", _NON_NATIVE))
-}
+MAX_FLOAT = 10.0  # a file of floats up to 255 or 65535 is on another scale
+NOISY_WHITE, NOISY_PEAK = 1.5, 2.0  # what noise makes of white: nearly always less than the one, always than the other
+HIGHLIGHTS = 1e-3  # share of a high dynamic range that is given up to white
 
 
 @dataclass(frozen=True)
@@ -47,7 +32,7 @@ class Picture:
     """A picture as it was read.
 
     Attributes:
-        pixels: (C, H, W) float32, C = 1 or 3, in [0, 1]; a float file keeps its values, which noise may carry outside.
+        pixels: (C, H, W) float32, C = 1 or 3, in [0, 1]; floats keep their values, which noise may carry outside.
         notes: What was done to the file's pixels, in words.
     """
 
@@ -60,6 +45,9 @@ def read_picture(path: str | Path, *, min_side: int = MIN_SIDE) -> Picture:
 
     Integers are divided by the largest value of their type. EXIF orientation is applied, transparency is composited
     over white, other colour models become RGB, and of several frames the first is taken; `notes` tells which.
+
+    Priors know pictures in [0, 1], so floats of high dynamic range are exposed: divided by their 99.9th percentile, and
+    what is brighter becomes white. They stay linear, and noise levels are in units of that white.
 
     Args:
         path: The file. Its content decides the format, except for `.npy`.
@@ -76,17 +64,35 @@ def read_picture(path: str | Path, *, min_side: int = MIN_SIDE) -> Picture:
     if path.stat().st_size == 0:
         raise InputError(f"{path}: expected a picture, got an empty file; copy or download it again")
 
-    read = _read_array if path.suffix.lower() == ".npy" else _read_image
-    array, notes = read(path, min_side)
-    unit = _unit_scaled(array, path)
-    if array.dtype.type is np.uint16:
-        notes.append("16 bit")
-    if unit.shape[2] in (2, 4):
-        unit, alpha = unit[..., :-1], unit[..., -1:]
-        if (alpha < 1).any():
-            unit = alpha * unit + (1 - alpha)
-            notes.append("alpha composited over white")
-    return Picture(torch.from_numpy(np.ascontiguousarray(unit.transpose(2, 0, 1))), tuple(notes))
+    if path.suffix.lower() == ".npy":
+        return picture_of(_read_array(path), name=str(path), min_side=min_side)
+    with _in_one_line(str(path)):
+        array, notes = decode_file(path, lambda height, width: _check_size(str(path), height, width, min_side))
+    return _picture(array, notes, str(path))
+
+
+def picture_of(pixels: np.ndarray | Image.Image, *, name: str = "image", min_side: int = MIN_SIDE) -> Picture:
+    """A picture that is in memory, treated like one in a file.
+
+    Args:
+        pixels: (H, W) or (H, W, 1 | 3 | 4), uint8, uint16, bool, or float with white at 1; or a picture of Pillow.
+        name: What error messages call it.
+        min_side: Smallest height and width accepted, in pixels.
+
+    Raises:
+        InputError: Another shape or type, too small or too large, values that are not finite, or damaged.
+    """
+    if not isinstance(pixels, np.ndarray):
+        with _in_one_line(name):
+            _check_size(name, pixels.height, pixels.width, min_side)
+            array, notes = decode(pixels, name)
+        return _picture(array, notes, name)
+    array = pixels[..., None] if pixels.ndim == 2 else pixels
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        hint = "move the channels to the end" if array.shape[:1] in ((1,), (3,), (4,)) else "give one picture"
+        raise InputError(f"{name}: expected an array (H, W) or (H, W, 1 | 3 | 4), got {array.shape}; {hint}")
+    _check_size(name, *array.shape[:2], min_side)
+    return _picture(array, [], name)
 
 
 def write_png(path: str | Path, pixels: Tensor, bits: int = 8) -> None:
@@ -126,147 +132,76 @@ def write_png(path: str | Path, pixels: Tensor, bits: int = 8) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _read_array(path: Path, min_side: int) -> tuple[np.ndarray, list[str]]:
+def _picture(array: np.ndarray, notes: list[str], name: str) -> Picture:
+    """What becomes of upright (H, W, 1 | 2 | 3 | 4) values."""
+    unit = _unit_scaled(array, name)
+    if array.dtype.type is np.uint16:
+        notes.append("16 bit")
+    unit, alpha = (unit[..., :-1], unit[..., -1:]) if unit.shape[2] in (2, 4) else (unit, None)
+    if array.dtype.kind == "f":
+        unit = _exposed(unit, notes)
+    if alpha is not None and (alpha < 1).any():
+        unit = alpha * unit + (1 - alpha)
+        notes.append("alpha composited over white")
+    return Picture(torch.from_numpy(np.ascontiguousarray(unit.transpose(2, 0, 1))), tuple(notes))
+
+
+def _read_array(path: Path) -> np.ndarray:
     try:
-        array = np.lib.format.open_memmap(path, mode="r")  # a header that promises too much costs no memory
+        return np.lib.format.open_memmap(path, mode="r")  # a header that promises too much costs no memory
     except Exception as error:
         raise InputError(f"{path}: expected a NumPy array of numbers, got a damaged file ({_line(error)})") from error
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
-        hint = "move the channels to the end" if array.shape[:1] in ((1,), (3,), (4,)) else "save one picture a file"
-        raise InputError(f"{path}: expected an array (H, W) or (H, W, 1 | 3 | 4), got {array.shape}; {hint}")
-    _check_size(path, *array.shape[:2], min_side)
-    return array, []
 
 
-def _read_image(path: Path, min_side: int) -> tuple[np.ndarray, list[str]]:
+@contextmanager
+def _in_one_line(name: str) -> Iterator[None]:
     try:
-        with _opened(path) as image:
-            _check_size(path, image.height, image.width, min_side)
-            return _decoded(image, path)
+        yield
     except InputError:
         raise
     except Exception as error:  # on damaged bytes the decoders raise nearly every type there is
         raise InputError(
-            f"{path}: expected a complete PNG, JPEG, TIFF, WebP, BMP or GIF picture, got a file that cannot be decoded "
-            f"({_line(error)}); get it again, or convert it to PNG"
+            f"{name}: expected a complete PNG, JPEG, TIFF, WebP, BMP or GIF picture, got a file that cannot be decoded "
+            f"({_line(error)}); get it again, or convert it to PNG or TIFF"
         ) from error
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Pillow warns from 89 and refuses from 179 megapixels; `_check_size` has the say here."""
-    from PIL import Image
-
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        with Image.open(path) as image:
-            yield image
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-
-
-def _check_size(path: Path, height: int, width: int, min_side: int) -> None:
+def _check_size(name: str, height: int, width: int, min_side: int) -> None:
     got = f"got {height} x {width}"
     if min(height, width) < min_side:
-        raise InputError(f"{path}: expected at least {min_side} x {min_side} pixels, {got}; give a larger picture")
+        raise InputError(f"{name}: expected at least {min_side} x {min_side} pixels, {got}; give a larger picture")
     if height * width > MAX_PIXELS:
-        raise InputError(f"{path}: expected at most {MAX_PIXELS // 10**6} megapixels, {got}; crop or shrink it first")
+        raise InputError(f"{name}: expected at most {MAX_PIXELS // 10**6} megapixels, {got}; crop or shrink it first")
 
 
-def _decoded(image: Image.Image, path: Path) -> tuple[np.ndarray, list[str]]:
-    """Upright (H, W, 1 | 2 | 3 | 4) values in the file's own number type, and the notes."""
-    frames = getattr(image, "n_frames", 1)
-    notes = [f"first of {frames} frames"] if frames > 1 else []
-
-    raw_mode = _raw_mode(image, path)  # before getexif(), which may load the image and so drop it
-    orientation = image.getexif().get(ORIENTATION)
-    array = _pillow_values(image, notes)
-    if raw_mode in _LOW_BYTE:
-        array = array.astype(np.uint16) << 8 | _low_bytes(path)
-    elif ";16" in raw_mode and image.mode not in _DEEP_MODES:
-        notes.append("8 of 16 bits read")
-    if orientation in _FLIPS:
-        notes.append(f"EXIF orientation {orientation} applied")
-    # Asked again, because Pillow turns a TIFF by itself while loading it and then forgets the tag.
-    return _upright(np.atleast_3d(array), image.getexif().get(ORIENTATION)), notes
-
-
-def _raw_mode(image: Image.Image, path: Path) -> str:
-    """How Pillow unpacks the samples of a PNG or TIFF file; empty for the others, of which colour is read in 8 bits."""
-    if image.format == "PNG":
-        return image.tile[0].args
-    if image.format != "TIFF":
-        return ""
-    if image.tag_v2.get(PLANAR_CONFIGURATION) == 2 and max(image.tag_v2[BITS_PER_SAMPLE]) > 8:  # Pillow reads noise
-        raise InputError(f"{path}: expected interleaved colours in a 16-bit TIFF, got separate planes; save it so")
-    return image.tile[0].args[0]
-
-
-def _low_bytes(path: Path) -> np.ndarray:
-    """(H, W, 3 | 4) low bytes of 16-bit samples."""
-
-    def low(args: str | tuple) -> str | tuple:
-        return _LOW_BYTE[args] if isinstance(args, str) else (_LOW_BYTE[args[0]], *args[1:])
-
-    with _opened(path) as image:
-        image.tile = [tile._replace(args=low(tile.args)) for tile in image.tile]
-        return np.asarray(image)
-
-
-def _pillow_values(image: Image.Image, notes: list[str]) -> np.ndarray:
-    """(H, W) or (H, W, 2 | 3 | 4) values of an image that Pillow decodes."""
-    if image.mode in _DEEP_MODES:
-        array = np.asarray(image)
-        # Mode I is 32 bits wide, but what it holds of a 16-bit PGM is on the 16-bit scale.
-        fits = array.dtype == np.int32 and array.min() >= 0 and array.max() <= 65535
-        return array.astype(np.uint16) if fits else array
-
-    if image.mode in ("P", "PA"):
-        notes.append("palette expanded")
-    elif image.mode == "1":
-        notes.append("1 bit")
-    elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        notes.append(f"{image.mode} converted")
-
-    if image.mode == "LAB":
-        return np.asarray(_lab_to_rgb(image))
-    colours = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-    return np.asarray(image.convert(colours + "A" * image.has_transparency_data))
-
-
-def _lab_to_rgb(image: Image.Image) -> Image.Image:
-    from PIL import ImageCms
-
-    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    return ImageCms.applyTransform(image, ImageCms.buildTransform(lab, rgb, "LAB", "RGB"))
-
-
-def _upright(array: np.ndarray, orientation: int | None) -> np.ndarray:
-    """Undoes the EXIF orientation of an (H, W, C) array."""
-    if orientation not in _FLIPS:
-        return array
-    return np.flip(array.swapaxes(0, 1) if orientation >= 5 else array, _FLIPS[orientation])
-
-
-def _unit_scaled(array: np.ndarray, path: Path) -> np.ndarray:
+def _unit_scaled(array: np.ndarray, name: str) -> np.ndarray:
     """float32 with white at 1."""
     if array.dtype == np.bool_:
         return array.astype(np.float32)
     if array.dtype.type in (np.uint8, np.uint16):
         return array.astype(np.float32) / np.iinfo(array.dtype).max
     if array.dtype.kind != "f":
-        raise InputError(f"{path}: expected uint8, uint16 or float values, got {array.dtype}; save one of these")
+        raise InputError(f"{name}: expected uint8, uint16 or float values, got {array.dtype}; save one of these")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
         unit = array.astype(np.float32)
     if not np.isfinite(unit).all():
-        raise InputError(f"{path}: expected finite values, got NaN or infinity; replace them")
+        raise InputError(f"{name}: expected finite values, got NaN or infinity; replace them")
     if np.abs(unit).max() > MAX_FLOAT:
         span = f"{unit.min():g} to {unit.max():g}"
-        raise InputError(f"{path}: expected float values with white at 1, got {span}; divide by the value of white")
+        raise InputError(f"{name}: expected float values with white at 1, got {span}; divide by the value of white")
     return unit
+
+
+def _exposed(unit: np.ndarray, notes: list[str]) -> np.ndarray:
+    """Floats of high dynamic range with white where a camera would put it; others as they are."""
+    if unit.max() <= NOISY_WHITE:
+        return unit
+    some = unit.reshape(-1)[:: 1 + unit.size // 10**6]
+    white = max(1.0, float(np.quantile(some, 1 - HIGHLIGHTS)))
+    if white <= NOISY_WHITE and unit.max() <= NOISY_PEAK:
+        return unit
+    notes.append(f"float values up to {unit.max():.3g}: divided by {white:.3g}, and what is brighter made white")
+    return np.minimum(unit / np.float32(white), 1)
 
 
 def _line(error: Exception) -> str:

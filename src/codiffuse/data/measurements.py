@@ -13,6 +13,7 @@ from torch import Tensor
 
 from codiffuse.data.crops import luma
 from codiffuse.data.images import Picture
+from codiffuse.data.saturation import THRESHOLD, unsaturated
 from codiffuse.data.sources import Source, centre_crop, data_root, evaluation_set, sources
 from codiffuse.errors import InputError
 from codiffuse.fourier import Size
@@ -35,6 +36,7 @@ class Sample:
         truth: `(C, H, W)`.
         kernel: `(1, h, w)`, the true one.
         notes: what was done to the picture on reading, in words.
+        mask: `(1, H, W)`, 1 for the pixels of y that count, 0 for saturated ones; `None` counts all.
     """
 
     id: str
@@ -43,6 +45,7 @@ class Sample:
     truth: Tensor | None = None
     kernel: Tensor | None = None
     notes: tuple[str, ...] = ()
+    mask: Tensor | None = None
 
 
 class MeasurementSource(Protocol):
@@ -63,6 +66,7 @@ class Photographs:
         sigma: noise level in [0, 1] units; `None` estimates it from each picture.
         limit: take the first `limit` pictures only.
         crop: side of the centre crop to restore, px; `None` takes the picture whole.
+        saturation: value from which a pixel is taken for clipped and left out (`unsaturated`); `None` counts all.
     """
 
     def __init__(
@@ -71,9 +75,10 @@ class Photographs:
         sigma: float | None = None,
         limit: int | None = None,
         crop: int | None = None,
+        saturation: float | None = THRESHOLD,
     ) -> None:
         _check_sigma(sigma)
-        self.sigma, self.crop = sigma, crop
+        self.sigma, self.crop, self.saturation = sigma, crop, saturation
         self._sources = sources(input)[:limit]
         self.ids = [source.id for source in self._sources]
 
@@ -81,7 +86,8 @@ class Photographs:
         picture = self._sources[index].load()
         y = picture.pixels if self.crop is None else centre_crop(picture.pixels, self.crop)
         sigma = estimate_sigma(y) if self.sigma is None else self.sigma
-        return Sample(self.ids[index], y, sigma, notes=picture.notes)
+        mask = None if self.saturation is None else unsaturated(y, self.saturation)
+        return Sample(self.ids[index], y, sigma, notes=picture.notes, mask=mask)
 
 
 class SimulatedBlur:
@@ -160,6 +166,7 @@ def pictures(
     crop: int | None = None,
     limit: int | None = None,
     seed: int = 0,
+    saturation: float | None = THRESHOLD,
 ) -> MeasurementSource:
     """People's pictures as they are; the packaged samples, which are sharp, are blurred here with `law` first."""
     named = input if isinstance(input, list | tuple) else [input]
@@ -168,7 +175,7 @@ def pictures(
         raise InputError("Expected either packaged samples, which are blurred first, or your own pictures, got both.")
     if all(samples) and samples:
         return blurred(input, law, SAMPLE_SIGMA if sigma is None else sigma, operator, crop, limit=limit, seed=seed)
-    return Photographs(input, sigma, limit, crop)
+    return Photographs(input, sigma, limit, crop, saturation)
 
 
 def estimate_sigma(pixels: Tensor) -> float:

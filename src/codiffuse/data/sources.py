@@ -46,17 +46,19 @@ class Source:
     load: Callable[[], Picture]
 
 
-def sources(spec: str | Path | Iterable[str | Path]) -> list[Source]:
+def sources(spec: str | Path | Source | Iterable[str | Path]) -> list[Source]:
     """Finds the pictures that `spec` names, without reading them, so that a bad one does not stop the others.
 
     Args:
         spec: A file; a folder (its picture files by name, subfolders left out); a glob, in which `**` reaches into
             subfolders; `sample` or `sample:NAME`; or a list of these. A name that exists is never taken as a glob
-            (but `sample` as a file is `./sample`), and a file named twice counts once.
+            (but `sample` as a file is `./sample`), and a file named twice counts once. A `Source` stands for itself.
 
     Raises:
         InputError: Nothing there, no picture in it, or an unknown sample.
     """
+    if isinstance(spec, Source):
+        return [spec]
     specs = list(spec) if isinstance(spec, Iterable) and not isinstance(spec, str) else [spec]
     if not all(isinstance(part, str | Path) for part in specs):
         raise InputError(f"input: expected a file, folder, glob or `sample`, got {spec!r}; name one or a list")

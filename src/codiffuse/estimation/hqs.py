@@ -32,6 +32,9 @@ class HQS:
         pooling: colour channels solved jointly, or alone and averaged (released).
         project_first: clip and normalise before the denoiser too (released), not only after it.
         second_moment: weight of the spread r_t^2 of the images about their estimates, appendix D; 1 is the paper.
+        blurred_spread: share of the images' spread r_t that their blur passes on to y: the M-step assumes the noise
+            level sqrt(sigma^2 + blurred_spread^2 r_t^2). It keeps an early M-step, whose images are wrong, from
+            fitting the kernel to their errors. The paper has 0.
         recentring: after the last iteration: `integer`, `spline` (released), `none` (paper).
     """
 
@@ -44,6 +47,7 @@ class HQS:
     pooling: Literal["joint", "mean"] = "joint"
     project_first: bool = False
     second_moment: float = 0.0
+    blurred_spread: float = 0.0
     recentring: Literal["none", "integer", "spline"] = "integer"
 
     def __post_init__(self) -> None:
@@ -56,6 +60,8 @@ class HQS:
                 "Expected scale_beta none or pixels, pooling joint or mean, second_moment >= 0; "
                 f"got {self.scale_beta!r}, {self.pooling!r}, {self.second_moment}."
             )
+        if self.blurred_spread < 0:
+            raise InputError(f"Expected blurred_spread >= 0, got {self.blurred_spread}.")
         if self.recentring not in RECENTRING:
             raise InputError(f"Expected recentring among {', '.join(RECENTRING)}, got {self.recentring!r}.")
 
@@ -66,14 +72,17 @@ class HQS:
             equations: what the operator makes of y and the images.
             sigma: `(B,)` noise level in [0, 1] units.
             kernel: `(B, 1, h, w)` where to start.
-            r2: variance of the images about their estimates, in [0, 1]^2 units; used when `second_moment` > 0.
+            r2: r_t^2, variance of the images about their estimates, in [0, 1]^2 units; used by `second_moment` and
+                `blurred_spread`.
 
         Returns:
             `(B, 1, h, w)`, non-negative and of sum one (`recentring="spline"` may break both, as released).
         """
         n = equations.num_images
         beta = self._beta(equations)
-        alpha = beta * sigma.square() * (n if self.anchor_per_particle else 1)
+        # y - K x0-hat is noise plus the blurred error of x0-hat, whose variance is about r_t^2 ||K||^2.
+        sigma2 = sigma.square() + self.blurred_spread**2 * r2
+        alpha = beta * sigma2 * (n if self.anchor_per_particle else 1)
         solve = equations.prepare(alpha, self._spread_of_images(equations, alpha, r2), self.pooling)
         for _ in range(self.iterations):
             z = solve(kernel)  # Eq. 24

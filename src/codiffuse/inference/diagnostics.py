@@ -28,7 +28,7 @@ FLAGS: dict[str, str] = {
     "texture_poor": "The picture shows too little detail above the noise to tell how it was blurred.",
     "blur_not_uniform": "The blur differs from place to place, and one kernel cannot undo it everywhere.",
     "saturated": "Parts of the picture are pure black or white, where the blur cannot be undone.",
-    "noise_corrected": "The noise level that was given did not fit the picture and was replaced by a measured one.",
+    "noise_corrected": "The blur found explains less than the noise level promised, so more noise was assumed.",
 }
 
 # Limits of the flags; see `_flags`. From the runs that the trust was fitted on.
@@ -36,11 +36,13 @@ MIN_KERNEL_PIXELS = 4.0
 MAX_RESIDUAL_RATIO = 1.25
 MAX_RESIDUAL_CORRELATION = 0.1
 MAX_BORDER_MASS = 0.03
-MIN_RESTART_AGREEMENT = 0.7
+MIN_RESTART_SUPPORT = 0.7
 MIN_TEXTURE = 0.3
 MIN_WINDOW_AGREEMENT = 0.6
 MAX_CLIPPED = 0.02
-MAX_SIGMA_CORRECTION = 0.1
+MAX_SIGMA_CORRECTION = 0.1  # of its logarithm: ten per cent
+
+COMPARED_RESTARTS = 3  # the best ones; a bad start that ended badly says little
 
 
 class Term(NamedTuple):
@@ -57,6 +59,159 @@ class Term(NamedTuple):
     std: float
 
 
-TRUST_BIAS = 0.0
-TRUST_TERMS: dict[str, Term] = {}
+TRUST_BIAS = 1.000
+TRUST_TERMS: dict[str, Term] = {
+    "restart_support": Term(0.513, 0.8073, 0.1488),
+    "border_mass": Term(-0.546, -4.825, 1.032),
+    "sharpening": Term(-1.013, 0.7599, 0.2549),
+    "residual_ratio": Term(-0.457, 0.1564, 0.3595),
+}
+LOGARITHMIC = frozenset(
+    {
+        "residual_ratio",
+        "residual_correlation",
+        "border_mass",
+        "kernel_spread",
+        "kernel_pixels",
+        "texture",
+        "sharpening",
+        "restart_margin",
+    }
+)  # features of wide range, which the regression sees as logarithms
 REACH = 2.5  # standard deviations up to which a predictor counts: the calibration knows nothing of what lies beyond
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What can be said of one restoration without its truth.
+
+    Attributes:
+        trust: in [0, 1], estimated chance that the restoration is better than the measurement.
+        flags: keys of `FLAGS` that apply, in the order of `FLAGS`.
+        features: the numbers behind both; what cannot be computed is left out.
+    """
+
+    trust: float
+    flags: tuple[str, ...]
+    features: dict[str, float]
+
+
+@torch.no_grad()
+def diagnose(
+    y: Tensor,
+    image: Tensor,
+    kernel: Tensor,
+    sigma: float,
+    operator: BlurOperator,
+    *,
+    restarts: Restarts | None = None,
+    mask: Tensor | None = None,
+    window_kernels: Tensor | None = None,
+    sigma_used: float | None = None,
+) -> Diagnosis:
+    """Judge the restoration of one image.
+
+    Args:
+        y: `(C, H, W)` measurement.
+        image: `(C, H', W')` restored: on the operator's canvas, which explains all of y, or the frame that y shows, of
+            which with `valid` and `unknown` only y's inner part follows.
+        kernel: `(1, h, w)` estimated.
+        sigma: noise level of the measurement.
+        operator: of the measurement.
+        restarts: of this image: kernels `(R, h, w)`, residuals `(R,)`.
+        mask: `(1, H, W)`, 1 for the pixels of y that follow the model; `None` trusts all.
+        window_kernels: `(W, h, w)`, estimated from different parts of the picture.
+        sigma_used: noise level that the last step of the restoration assumed instead.
+
+    Raises:
+        InputError: the image fits neither the canvas nor the frame.
+    """
+    features = _features(y[None], image[None], kernel[None], sigma, operator, mask)
+    if restarts is not None:
+        features |= _restart_features(kernel, restarts)
+    if window_kernels is not None:
+        features["window_agreement"] = consistency.agreement(window_kernels[None])
+    numbers = {name: float(value) for name, value in features.items()}
+    numbers = {name: value for name, value in numbers.items() if math.isfinite(value)}
+    return Diagnosis(trust(numbers), _flags(numbers, sigma, sigma_used), numbers)
+
+
+def trust(
+    features: Mapping[str, float | None], bias: float = TRUST_BIAS, terms: Mapping[str, Term] = TRUST_TERMS
+) -> float:
+    """Estimated chance, in [0, 1], that a restoration with these features is better than its measurement."""
+    found, score = predictors(features), bias
+    for name, term in terms.items():
+        if name in found:
+            score += term.weight * min(max((found[name] - term.mean) / term.std, -REACH), REACH)
+    return 1 / (1 + math.exp(-score))
+
+
+def predictors(features: Mapping[str, float | None]) -> dict[str, float]:
+    """What the logistic regression sees: the features that are there, those of wide range on a logarithmic scale."""
+    known = {name: value for name, value in features.items() if value is not None and math.isfinite(value)}
+    return {name: math.log(max(value, 1e-3)) if name in LOGARITHMIC else value for name, value in known.items()}
+
+
+def _features(
+    y: Tensor, image: Tensor, kernel: Tensor, sigma: float, operator: BlurOperator, mask: Tensor | None
+) -> dict[str, Tensor]:
+    size, level = tuple(kernel.shape[-2:]), torch.tensor([sigma], device=y.device)
+    mask = None if mask is None else mask[None]
+    frame, seen, seen_mask = image, y, mask
+    if image.shape[-2:] == operator.image_shape(tuple(y.shape[-2:]), kernel_size=size):
+        frame = operator.crop_to_frame(image, kernel_size=size)
+    elif image.shape == y.shape:
+        seen = operator.crop_to_frame(y, kernel_size=size)
+        seen_mask = None if mask is None else operator.crop_to_frame(mask, kernel_size=size)
+    else:
+        raise InputError(
+            f"Expected an image of the measurement's size or on its canvas, got {tuple(image.shape[1:])} "
+            f"for a measurement of {tuple(y.shape[1:])}."
+        )
+    residual = seen - operator(image, kernel=kernel)
+    return {
+        "residual_ratio": consistency.residual_ratio(residual, level, seen_mask),
+        "residual_correlation": consistency.residual_correlation(residual, mask=seen_mask),
+        "border_mass": consistency.border_mass(kernel),
+        "kernel_spread": consistency.kernel_spread(kernel),
+        "kernel_pixels": consistency.kernel_pixels(kernel),
+        "texture": consistency.texture(y, level, mask),
+        "sharpening": consistency.sharpening(frame, y, level, mask),
+        "sparsity_before": consistency.gradient_sparsity(y, mask),
+        "sparsity_after": consistency.gradient_sparsity(frame, mask),
+        "clipped_share": consistency.clipped_share(y),
+    }
+
+
+def _restart_features(kernel: Tensor, restarts: Restarts) -> dict[str, Tensor]:
+    """How the kernel that was kept, and the restarts that explain y best, resemble each other."""
+    order = restarts.residuals.argsort()[:COMPARED_RESTARTS]
+    order = order[torch.isfinite(restarts.residuals[order])]
+    kernels, residuals = restarts.kernels[order][None], restarts.residuals[order]
+    return {
+        "restart_agreement": consistency.agreement(kernels),
+        "restart_support": consistency.support(kernel[None], kernels),
+        "restart_margin": residuals[1] - residuals[0] if len(residuals) > 1 else torch.tensor(torch.nan),
+    }
+
+
+def _flags(features: Mapping[str, float], sigma: float, sigma_used: float | None) -> tuple[str, ...]:
+    def above(name: str, limit: float) -> bool:
+        return features.get(name, -math.inf) > limit
+
+    def below(name: str, limit: float) -> bool:
+        return features.get(name, math.inf) < limit
+
+    raised = {
+        "no_blur": below("kernel_pixels", MIN_KERNEL_PIXELS),
+        "residual_too_large": above("residual_ratio", MAX_RESIDUAL_RATIO),
+        "restarts_disagree": below("restart_support", MIN_RESTART_SUPPORT),
+        "residual_not_white": above("residual_correlation", MAX_RESIDUAL_CORRELATION),
+        "kernel_at_border": above("border_mass", MAX_BORDER_MASS),
+        "texture_poor": below("texture", MIN_TEXTURE),
+        "blur_not_uniform": below("window_agreement", MIN_WINDOW_AGREEMENT),
+        "saturated": above("clipped_share", MAX_CLIPPED),
+        "noise_corrected": sigma_used is not None and abs(math.log(sigma / sigma_used)) > MAX_SIGMA_CORRECTION,
+    }
+    return tuple(name for name in FLAGS if raised[name])

@@ -1,4 +1,4 @@
-"""One picture that tells an image's story, its kernels made visible, and the animation of its run."""
+"""One picture that tells an image's story, and the animation of its run."""
 
 from __future__ import annotations
 
@@ -8,31 +8,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from codiffuse.inference.pictures import KERNEL_SIDE, WHITE_SPREAD, kernel_picture, spread_picture, to_image, to_tensor
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from codiffuse.inference.writers import Outcome
 
-KERNEL_SIDE = 264  # about what a kernel is enlarged to: 8 times a support of 33 pixels
-WHITE_SPREAD = 0.2  # standard deviation that is drawn white
 MIN_SIDE, MAX_SIDE = 256, 2000  # of the pictures and of the whole panel
 GAP, CAPTION_HEIGHT, FONT_SIZE = 12, 20, 14
-FRAME_SIDE, FRAME_COLOURS, MAX_FRAMES, FRAME_MS, LAST_FRAME_MS = 160, 64, 40, 100, 1500
-
-
-def kernel_picture(kernel: Tensor, side: int) -> Tensor:
-    """(1, h, w) kernel with its largest value white, enlarged by the whole number that comes nearest to `side` px."""
-    factor = max(1, round(side / max(kernel.shape[-2:])))
-    unit = kernel / kernel.max().clamp_min(torch.finfo(kernel.dtype).tiny)
-    return unit.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-
-
-def spread_picture(samples: Tensor) -> Tensor:
-    """(1, H, W) standard deviation over (n, C, H, W) samples, mean of the channels, over `WHITE_SPREAD`."""
-    return samples.std(0).mean(0, keepdim=True) / WHITE_SPREAD
+FRAME_SIDE, FRAME_COLOURS, MAX_FRAMES, FRAME_MS, LAST_FRAME_MS = 192, 64, 40, 100, 1500
+BAR_HEIGHT, BAR_COLOUR = 4, (64, 224, 208)  # how far the run is, below the frames
 
 
 def panel(outcome: Outcome) -> Tensor:
@@ -61,22 +49,28 @@ def panel(outcome: Outcome) -> Tensor:
             draw.text((left, top + tile.height + 3), text, fill="black", font=font)
             top += tile.height + CAPTION_HEIGHT + GAP
         left += width + GAP
-    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1).float() / 255
+    return to_tensor(canvas)
 
 
 def animation(frames: Sequence[tuple[Tensor, Tensor]]) -> bytes:
-    """An endless GIF of (x0 (C, H, W), kernel (1, h, w)) side by side; of more than `MAX_FRAMES` an even selection."""
-    from PIL import Image
+    """An endless GIF of (x0 (C, H, W), kernel (1, h, w)) side by side; of more than `MAX_FRAMES` an even selection.
+
+    Frames may differ in size.
+    """
+    from PIL import Image, ImageDraw
 
     count = min(len(frames), MAX_FRAMES)
     chosen = [frames[round(i)] for i in np.linspace(0, len(frames) - 1, count)]
+    pictures = [_scaled(to_image(x0), _small_scale(x0)) for x0, _ in chosen]
+    width, height = (max(sides) for sides in zip(*(picture.size for picture in pictures), strict=True))
+    tiles = [to_image(kernel_picture(kernel, min(width, height))) for _, kernel in chosen]
+    height, kernel_width = max(height, *(tile.height for tile in tiles)), max(tile.width for tile in tiles)
     sheets = []
-    for x0, kernel in chosen:
-        picture = _scaled(_image(x0), _small_scale(x0))
-        tile = _image(kernel_picture(kernel, min(picture.size)))
-        sheet = Image.new("RGB", (picture.width + tile.width, max(picture.height, tile.height)))
-        sheet.paste(picture)
-        sheet.paste(tile, (picture.width, (sheet.height - tile.height) // 2))
+    for number, (picture, tile) in enumerate(zip(pictures, tiles, strict=True), 1):
+        sheet = Image.new("RGB", (width + kernel_width, height + BAR_HEIGHT))
+        sheet.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
+        sheet.paste(tile, (width + (kernel_width - tile.width) // 2, (height - tile.height) // 2))
+        ImageDraw.Draw(sheet).rectangle((0, height, sheet.width * number // count, sheet.height), fill=BAR_COLOUR)
         sheets.append(sheet.quantize(FRAME_COLOURS))
     file = io.BytesIO()
     durations = [FRAME_MS] * (count - 1) + [LAST_FRAME_MS]
@@ -94,13 +88,13 @@ def _picture_tiles(outcome: Outcome) -> list[tuple[Image.Image, str]]:
         (outcome.image, f"restored{_decibels(after)}{gained}"),
         (outcome.truth, "truth"),
     ]
-    if outcome.samples is not None and len(outcome.samples) > 1:
-        pictures.append((spread_picture(outcome.samples), f"spread (white = {WHITE_SPREAD})"))
+    if outcome.spread is not None:
+        pictures.append((spread_picture(outcome.spread), f"spread (white = {WHITE_SPREAD})"))
     present = [(pixels, text) for pixels, text in pictures if pixels is not None]
 
     room = (MAX_SIDE - KERNEL_SIDE) / len(present) - GAP
     scale = _panel_scale([pixels for pixels, _ in present], room)
-    return [(_scaled(_image(pixels), scale), text) for pixels, text in present]
+    return [(_scaled(to_image(pixels), scale), text) for pixels, text in present]
 
 
 def _kernel_tiles(outcome: Outcome, height: int) -> list[tuple[Image.Image, str]]:
@@ -112,7 +106,7 @@ def _kernel_tiles(outcome: Outcome, height: int) -> list[tuple[Image.Image, str]
     ]
     present = [(kernel, text) for kernel, text in kernels if kernel is not None]
     side = min(KERNEL_SIDE, (height + CAPTION_HEIGHT + GAP) // max(1, len(present)) - CAPTION_HEIGHT - GAP)
-    return [(_image(kernel_picture(kernel, side)), text) for kernel, text in present]
+    return [(to_image(kernel_picture(kernel, side)), text) for kernel, text in present]
 
 
 def _decibels(psnr: float | None) -> str:
@@ -138,11 +132,3 @@ def _scaled(image: Image.Image, scale: float) -> Image.Image:
 
     size = tuple(max(1, round(side * scale)) for side in image.size)
     return image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
-
-
-def _image(pixels: Tensor) -> Image.Image:
-    """(1 | 3, H, W) in [0, 1] as an RGB image."""
-    from PIL import Image
-
-    levels = (pixels.clamp(0, 1) * 255).round().byte()
-    return Image.fromarray(levels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())

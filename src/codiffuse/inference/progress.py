@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from codiffuse.data.sources import downscale
+from codiffuse.inference.panel import FRAME_SIDE
 from codiffuse.methods.base import Measurement, StepInfo
 
 STEPS_BETWEEN_LOOKS = 5  # the bar asks the device for a number only this often
@@ -14,6 +16,9 @@ STEPS_BETWEEN_LOOKS = 5  # the bar asks the device for a number only this often
 
 class StepRecorder:
     """Callback of one batch: records the residual of every step on the device and shows it now and then.
+
+    Steps on a part of the picture are recorded while the kernel is being found there. Tiles, with a kernel that stands,
+    are shown only: residuals of different places make no curve, nor their states an animation.
 
     Args:
         measurement: what is restored.
@@ -27,20 +32,28 @@ class StepRecorder:
         self.measurement, self.show, self.num_frames = measurement, show, num_frames
         self._numbers: list[tuple[int, float]] = []
         self._residuals: list[Tensor] = []
-        self._frames: list[tuple[Tensor, Tensor]] = []
+        self._frames: list[tuple[list[Tensor], Tensor]] = []
+        self._last_kernel: Tensor | None = None
 
     def __call__(self, info: StepInfo) -> None:
+        kernel = info.params["kernel"]
+        recorded = info.part is None or kernel is not self._last_kernel
+        self._last_kernel = kernel
+        shown = self.show and (info.number % STEPS_BETWEEN_LOOKS == 0 or info.number == info.total)
+        if not (recorded or shown):
+            return
+        measurement = self.measurement if info.part is None else info.part
         image = info.x0.mean(1)
-        y = self.measurement.y
-        if image.shape[1] != y.shape[1]:
+        if image.shape[1] != measurement.y.shape[1]:
             image = image.mean(1, keepdim=True)
-        residual = self.measurement.operator(image, **info.params) - y
-        self._numbers.append((info.number, info.alpha_bar))
-        self._residuals.append(residual.square().flatten(1).mean(1).sqrt())
-        if self.num_frames and _is_frame(info, self.num_frames):
-            self._frames.append((image.half(), info.params["kernel"].clone()))
-        if self.show and (info.number % STEPS_BETWEEN_LOOKS == 0 or info.number == info.total):
-            self.show(info, float((self._residuals[-1] / self.measurement.sigma).mean()))
+        residual = measurement.misfit(image, info.params).sqrt()
+        if recorded:
+            self._numbers.append((info.number, info.alpha_bar))
+            self._residuals.append(residual)
+            if self.num_frames and _is_frame(info, self.num_frames):
+                self._frames.append(([downscale(each, FRAME_SIDE).half() for each in image], kernel.clone()))
+        if shown:
+            self.show(info, float((residual / measurement.sigma).mean()))
 
     def trace(self, index: int) -> list[dict[str, float]]:
         """One record a step for image `index`: step, alpha_bar, residual (rms, [0, 1] units)."""
@@ -51,8 +64,8 @@ class StepRecorder:
         ]
 
     def frames(self, index: int) -> list[tuple[Tensor, Tensor]]:
-        """(x0 `(C, H, W)`, kernel `(1, h, w)`) of image `index` at some steps."""
-        return [(image[index].float().cpu(), kernel[index].cpu()) for image, kernel in self._frames]
+        """(x0 `(C, H, W)`, reduced to `FRAME_SIDE`; kernel `(1, h, w)`) of image `index` at some steps."""
+        return [(images[index].float().cpu(), kernel[index].cpu()) for images, kernel in self._frames]
 
 
 def _is_frame(info: StepInfo, num_frames: int) -> bool:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import torch
 
 from codiffuse.data.measurements import Sample
 from codiffuse.errors import InputError
+from codiffuse.inference.diagnostics import diagnose
 from codiffuse.inference.progress import StepRecorder
 from codiffuse.inference.scoring import Scorer
 from codiffuse.inference.writers import Outcome
-from codiffuse.methods.base import Callback, Measurement, Method, Restoration, StepInfo
+from codiffuse.methods.base import Callback, Measurement, Method, Restarts, Restoration, StepInfo
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.operators.noise import GaussianNoise
 from codiffuse.randomness import GeneratorNoise, derive_seed
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -96,7 +94,6 @@ class Restorer:
 
     def failed(self, name: str, reason: str, sample: Sample | None = None) -> Outcome:
         """The outcome of an image that could not be restored, or not even be read."""
-        logger.error("%s failed: %s", name, reason)
         row = {
             "id": name,
             "method": self.name,
@@ -113,7 +110,11 @@ class Restorer:
             known = {"kernel": torch.stack([sample.kernel for sample in batch]).to(self.device)}
         y = torch.stack([sample.y for sample in batch]).to(self.device)
         sigma = torch.tensor([sample.sigma for sample in batch], device=self.device)
-        return Measurement(y, GaussianNoise(sigma), self.operator, known)
+        mask = None  # where all pixels count there are closed forms
+        if any(sample.mask is not None for sample in batch):
+            masks = [torch.ones_like(sample.y[:1]) if sample.mask is None else sample.mask for sample in batch]
+            mask = torch.stack(masks).to(self.device)
+        return Measurement(y, GaussianNoise(sigma), self.operator, known, mask)
 
     def _outcome(
         self, sample: Sample, result: Restoration, index: int, seconds: float, recorder: StepRecorder
@@ -131,10 +132,11 @@ class Restorer:
             "seconds": round(seconds, 3),
             "nfe": result.nfe,
         }
+        found: dict[str, Any] = {}
         if status == "ok":
             row |= self.scorer(sample, image, kernel)
-        else:
-            logger.warning("%s %s", sample.id, status)
+            judged, found = self._judge(sample, result, index)
+            row |= judged
         return Outcome(
             id=sample.id,
             row=row,
@@ -142,11 +144,43 @@ class Restorer:
             image=image,
             kernel=kernel,
             samples=result.samples[index].cpu(),
+            mask=sample.mask,
             truth=sample.truth,
             true_kernel=sample.kernel,
             trace=recorder.trace(index),
             frames=recorder.frames(index),
+            **found,
         )
+
+    def _judge(self, sample: Sample, result: Restoration, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What speaks for and against a restoration, without the truth: for its row, and for its outcome."""
+        canvas, kernel = result.canvas()[index].cpu(), result.params["kernel"][index].cpu()
+        residual = sample.y - self.operator(canvas[None], kernel=kernel[None])[0]
+        found: dict[str, Any] = {"residual": residual}
+        if self.method.needs:  # a kernel that was given needs no judgement
+            return {}, found
+        restarts = windows = None
+        if result.restarts is not None:
+            restarts = Restarts(result.restarts.kernels[index].cpu(), result.restarts.residuals[index].cpu())
+            found |= {"restart_kernels": restarts.kernels, "restart_residuals": restarts.residuals.tolist()}
+        if result.windows is not None and len(result.windows.places) > 1:
+            windows = result.windows.kernels.cpu()
+            found["windows"] = [astuple(place) for place in result.windows.places]
+        used = sample.sigma if result.noise_level is None else float(result.noise_level[index])
+        diagnosis = diagnose(
+            sample.y,
+            canvas,
+            kernel,
+            sample.sigma,
+            self.operator,
+            restarts=restarts,
+            mask=sample.mask,
+            window_kernels=windows,
+            sigma_used=used,
+        )
+        features = {f"feature_{name}": value for name, value in diagnosis.features.items()}
+        row = {"sigma_used": used, "trust": diagnosis.trust, "flags": list(diagnosis.flags)}
+        return row | features, found
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from codiffuse.data.measurements import MeasurementSource, Sample
 from codiffuse.errors import InputError
 from codiffuse.inference.restorer import Restorer
-from codiffuse.inference.writers import RunFolder
+from codiffuse.inference.writers import Outcome, RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +43,7 @@ class Runner:
         with tqdm(total=len(pending), desc=self.restorer.name, unit="image", dynamic_ncols=True, disable=None) as bar:
             for batch in self._batches(source, pending, rows, bar):
                 for outcome in self.restorer(batch, show=self._shower(bar)):
-                    self.folder.write(outcome)
-                    rows[outcome.id] = outcome.row
-                    if bar.disable and outcome.row["status"] == "ok":
-                        logger.info("%s restored in %.1f s.", outcome.id, outcome.row["seconds"])
-                bar.update(len(batch))
+                    self._keep(outcome, rows, bar)
         return [rows[name] for name in source.ids if name in rows]
 
     def _batches(
@@ -59,10 +55,7 @@ class Runner:
             try:
                 sample = source.load(index)
             except InputError as error:
-                outcome = self.restorer.failed(source.ids[index], str(error))
-                self.folder.write(outcome)
-                rows[outcome.id] = outcome.row
-                bar.update()
+                self._keep(self.restorer.failed(source.ids[index], str(error)), rows, bar)
                 continue
             for note in sample.notes:
                 logger.info("%s: %s.", sample.id, note)
@@ -73,11 +66,21 @@ class Runner:
         if batch:
             yield batch
 
+    def _keep(self, outcome: Outcome, rows: dict[str, dict], bar: tqdm) -> None:
+        self.folder.write(outcome)
+        rows[outcome.id] = outcome.row
+        bar.update()
+        if outcome.row["status"] != "ok":
+            logger.error("%s %s", outcome.id, outcome.row["status"])
+        elif bar.disable:
+            logger.info("%s restored in %.1f s.", outcome.id, outcome.row["seconds"])
+
     def _shower(self, bar: tqdm):
         return lambda info, residual: bar.set_postfix_str(
             f"step {info.number}/{info.total}, residual {residual:.2f} sigma"
         )
 
 
-def _shapes(sample: Sample) -> tuple[torch.Size, torch.Size | None]:
-    return sample.y.shape, None if sample.kernel is None else sample.kernel.shape
+def _shapes(sample: Sample) -> tuple[torch.Size, torch.Size | None, bool]:
+    """What has to agree in a batch; a mask is in it because without one there are closed forms."""
+    return sample.y.shape, None if sample.kernel is None else sample.kernel.shape, sample.mask is None

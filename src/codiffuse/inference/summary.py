@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from codiffuse.metrics.statistics import bootstrap_ci
@@ -46,6 +47,26 @@ def summarize(rows: Sequence[dict[str, Any]], header: dict[str, Any]) -> dict[st
         "seconds_per_image": _mean(columns.get("seconds")),
         "nfe": _mean(columns.get("nfe")),
     } | {name: header.get(name) for name in FROM_HEADER}
+
+
+def closing_lines(summary: dict[str, Any], run_dir: Path) -> str:
+    """What the command line ends with: how it went, and where the results are."""
+    names = {
+        "psnr_measurement_aligned": "PSNR before",
+        "psnr_aligned": "PSNR after",
+        "gain": "gain",
+        "kernel_mnc": "kernel match (MNC)",
+    }
+    known = [(label, summary["metrics"].get(key)) for key, label in names.items()]
+    numbers = [f"{label} {value['mean']:.2f}" for label, value in known if value and value["n"]]
+    restored = f"{summary['n'] - summary['failed']} of {summary['n']} images restored"
+    return "\n".join(
+        [
+            restored + ("; " + ", ".join(numbers) if numbers else ""),
+            f"pictures: {run_dir / 'images'}",
+            f"report:   {run_dir / 'report.html'}",
+        ]
+    )
 
 
 def _is_finite(value: Any) -> bool:

@@ -17,13 +17,26 @@ import torch
 from torch import Tensor
 
 from codiffuse.data.images import write_png
+from codiffuse.data.sources import downscale
 from codiffuse.errors import InputError
 from codiffuse.inference.files import null_for_nan, to_json, write_bytes
-from codiffuse.inference.panel import KERNEL_SIDE, animation, kernel_picture, panel, spread_picture
+from codiffuse.inference.panel import animation, panel
+from codiffuse.inference.pictures import (
+    KERNEL_SIDE,
+    Box,
+    kernel_picture,
+    left_out_picture,
+    residual_picture,
+    restart_strip,
+    spread_picture,
+    to_image,
+    windows_picture,
+)
 from codiffuse.inference.report import write_report
 from codiffuse.inference.summary import summarize
 
 ALWAYS = ("measurement.png", "restored.png", "trace.json", "panel.png")  # of an image that is done
+PREVIEW_SIDE, PREVIEW_QUALITY = 1600, 90  # larger pictures get a reduced copy, which is what the report shows
 
 
 @dataclass(frozen=True)
@@ -32,11 +45,19 @@ class Outcome:
 
     Attributes:
         id: names the image's folder: safe as a file name.
-        row: its line of `results.jsonl`; `row["status"]` is "ok" or "failed: reason".
+        row: its line of `results.jsonl`; `row["status"]` is "ok" or "failed: reason". The report also understands
+            `trust` (estimated chance in [0, 1] that the restoration is better than the measurement, or None) and
+            `flags` (keys of `diagnostics.FLAGS`).
         y: (C, H, W) measurement; None when it could not even be read.
         image: (C, H, W) restored, in [0, 1].
         kernel: (1, h, w) estimated.
         samples: (n, C, H, W) in [0, 1], of which `image` is the mean.
+        std: (C, H, W) standard deviation over the samples, where the samples themselves are not kept.
+        residual: (C, H, W) y - A x, signed.
+        restart_kernels: (R, h, w), where the runs ended of which one was kept.
+        restart_residuals: of each of them, the rms of y - A x in units of sigma; infinite for one that failed.
+        windows: (top, left, height, width) in pixels of `y`: what the kernel was estimated from.
+        mask: (1, H, W), 1 for the pixels of `y` that count, 0 for those left out as saturated.
         truth: (C, H, W).
         true_kernel: (1, h, w).
         trace: one dict a step: step, alpha_bar, residual (rms of y - A x0).
@@ -49,10 +70,23 @@ class Outcome:
     image: Tensor | None = None
     kernel: Tensor | None = None
     samples: Tensor | None = None
+    std: Tensor | None = None
+    residual: Tensor | None = None
+    restart_kernels: Tensor | None = None
+    restart_residuals: Sequence[float] = ()
+    windows: Sequence[Box] = ()
+    mask: Tensor | None = None
     truth: Tensor | None = None
     true_kernel: Tensor | None = None
     trace: Sequence[dict[str, float]] = ()
     frames: Sequence[tuple[Tensor, Tensor]] = ()
+
+    @property
+    def spread(self) -> Tensor | None:
+        """(C, H, W) standard deviation over the samples; None when there is a single one."""
+        if self.std is not None or self.samples is None or len(self.samples) < 2:
+            return self.std
+        return self.samples.std(0)
 
 
 class RunFolder:
@@ -88,7 +122,7 @@ class RunFolder:
         self.root.mkdir(parents=True, exist_ok=True)
         if outcome.y is not None:
             folder.mkdir(parents=True)
-            _write_files(folder, outcome if outcome.row["status"] == "ok" else _presentable(outcome))
+            write_files(folder, outcome)
         self._append(outcome.row)
 
     def finish(self, ids: Sequence[str], header: dict[str, Any]) -> dict[str, Any]:
@@ -139,23 +173,19 @@ def _presentable(outcome: Outcome) -> Outcome:
     def finite(*parts: Tensor) -> bool:
         return all(bool(torch.isfinite(part).all()) for part in parts)
 
-    found = {name: getattr(outcome, name) for name in ("image", "kernel", "samples")}
+    found = {name: getattr(outcome, name) for name in ("image", "kernel", "samples", "std", "residual")}
     broken = {name: None for name, value in found.items() if value is not None and not finite(value)}
     return dataclasses.replace(outcome, **broken, frames=[frame for frame in outcome.frames if finite(*frame)])
 
 
-def _write_files(folder: Path, outcome: Outcome) -> None:
-    """Writes `panel.png` last; draws what there is."""
-    pictures = {"measurement": outcome.y, "restored": outcome.image, "truth": outcome.truth}
-    if outcome.samples is not None and len(outcome.samples) > 1:
-        pictures |= {"mean": outcome.samples.mean(0), "std": spread_picture(outcome.samples)}
-    for name, kernel in (("kernel", outcome.kernel), ("true_kernel", outcome.true_kernel)):
-        if kernel is not None:
-            pictures[name] = kernel_picture(kernel, KERNEL_SIDE)
-    for name, pixels in pictures.items():
-        if pixels is not None:
-            write_png(folder / f"{name}.png", pixels)
-
+def write_files(folder: Path, outcome: Outcome) -> None:
+    """Writes the files of one image into a folder that exists, `panel.png` last; of a failed one what can be drawn."""
+    if outcome.row["status"] != "ok":
+        outcome = _presentable(outcome)
+    for name, pixels in (_pictures(outcome) | _drawings(outcome)).items():
+        write_png(folder / f"{name}.png", pixels)
+        if max(pixels.shape[-2:]) > PREVIEW_SIDE:
+            write_bytes(folder / f"{name}_preview.jpg", _jpeg(downscale(pixels, PREVIEW_SIDE)))
     if outcome.kernel is not None:
         array = io.BytesIO()
         np.save(array, outcome.kernel[0].numpy().astype(np.float32))
@@ -164,3 +194,35 @@ def _write_files(folder: Path, outcome: Outcome) -> None:
     if outcome.frames:
         write_bytes(folder / "trace.gif", animation(outcome.frames))
     write_png(folder / "panel.png", panel(outcome))
+
+
+def _pictures(outcome: Outcome) -> dict[str, Tensor]:
+    """What has a pixel for each pixel of the measurement or of the image."""
+    pictures = {"measurement": outcome.y, "restored": outcome.image, "truth": outcome.truth}
+    if outcome.spread is not None:
+        mean = outcome.image if outcome.samples is None else outcome.samples.mean(0)
+        pictures |= {"mean": mean, "std": spread_picture(outcome.spread)}
+    if outcome.residual is not None:
+        pictures["residual"] = residual_picture(outcome.residual, outcome.row["sigma"])
+    return {name: pixels for name, pixels in pictures.items() if pixels is not None}
+
+
+def _drawings(outcome: Outcome) -> dict[str, Tensor]:
+    """Small pictures that explain."""
+    drawings = {}
+    for name, kernel in (("kernel", outcome.kernel), ("true_kernel", outcome.true_kernel)):
+        if kernel is not None:
+            drawings[name] = kernel_picture(kernel, KERNEL_SIDE)
+    if outcome.restart_kernels is not None and len(outcome.restart_kernels) > 1:
+        drawings["restarts"] = restart_strip(outcome.restart_kernels, outcome.restart_residuals)
+    if outcome.windows:
+        drawings["windows"] = windows_picture(outcome.y, outcome.windows)
+    if outcome.mask is not None and bool((outcome.mask == 0).any()):
+        drawings["saturated"] = left_out_picture(outcome.y, outcome.mask)
+    return drawings
+
+
+def _jpeg(pixels: Tensor) -> bytes:
+    file = io.BytesIO()
+    to_image(pixels).save(file, "JPEG", quality=PREVIEW_QUALITY)
+    return file.getvalue()

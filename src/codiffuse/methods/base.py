@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from codiffuse.errors import InputError
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.operators.noise import GaussianNoise
 from codiffuse.randomness import NoiseSource
+
+if TYPE_CHECKING:
+    from codiffuse.methods.windows import Window
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class StepInfo:
         alpha_bar: of the step just done.
         x0: `(B, n, C, H, W)` current x0-hat in [0, 1].
         params: current operator parameters.
+        part: the measurement behind `x0` where that is only a part of the picture; `None` for the whole.
     """
 
     number: int
@@ -81,6 +85,7 @@ class StepInfo:
     alpha_bar: float
     x0: Tensor
     params: dict[str, Tensor]
+    part: Measurement | None = None
 
 
 Callback = Callable[[StepInfo], None]
@@ -100,6 +105,19 @@ class Restarts:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """The parts of one picture that its kernel was found from.
+
+    Attributes:
+        places: one a window.
+        kernels: `(W, h, w)`, the kernel of each window alone.
+    """
+
+    places: tuple[Window, ...]
+    kernels: Tensor
+
+
+@dataclass(frozen=True)
 class Restoration:
     """What a method found.
 
@@ -111,6 +129,8 @@ class Restoration:
         nfe: network calls an image: forward passes through the image network, each with one backward pass.
         status: per image `ok`, or `failed: reason`.
         restarts: ends of all runs, of a method that makes several.
+        windows: where the kernel comes from, of a method that looks at parts of the picture.
+        noise_level: `(B,)` the level that the last step assumed, where it is not that of the measurement.
     """
 
     image: Tensor
@@ -120,6 +140,8 @@ class Restoration:
     nfe: int
     status: tuple[str, ...]
     restarts: Restarts | None = None
+    windows: Windows | None = None
+    noise_level: Tensor | None = None
 
     def canvas(self) -> Tensor:
         """`(B, C, H, W)` mean of the samples in [0, 1], on the operator's canvas."""
@@ -153,6 +175,14 @@ class Method(Protocol):
 
     def supports(self, operator: BlurOperator) -> str | None:
         """`None`, or why this operator cannot be used."""
+        ...
+
+
+class BlindMethod(Method, Protocol):
+    """A method that finds the kernel."""
+
+    def with_kernel_size(self, size: int) -> BlindMethod:
+        """The same method for a kernel of `size` x `size` px."""
         ...
 
 

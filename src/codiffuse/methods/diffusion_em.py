@@ -40,6 +40,10 @@ class DiffusionEM:
         """Steps of a whole run."""
         return self.num_iterations * self.e_step.num_steps
 
+    def with_kernel_size(self, size: int) -> DiffusionEM:
+        """The same method for another kernel size."""
+        return replace(self, kernel_size=size)
+
     def supports(self, operator: BlurOperator) -> str | None:
         """`None`, or why not."""
         return self.e_step.supports(operator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -60,6 +60,10 @@ class FastEM:
     def num_steps(self) -> int:
         """Steps of a whole run."""
         return len(self.process.schedule())
+
+    def with_kernel_size(self, size: int) -> FastEM:
+        """The same method for another kernel size."""
+        return replace(self, kernel_size=size)
 
     def supports(self, operator: BlurOperator) -> str | None:
         """`None`, or why not."""

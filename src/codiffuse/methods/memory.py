@@ -1,8 +1,12 @@
-"""How much memory a particle takes, and how many fit."""
+"""How much memory and time a run takes, and what fits."""
 
 from __future__ import annotations
 
 import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +17,9 @@ from codiffuse.priors.prior import Prior
 logger = logging.getLogger(__name__)
 
 PROBE_SIDE = 64
-SHARE = 0.6  # of the free memory that activations may take; the rest is for workspaces and everything else
+TIMED_SIDE = 128  # large enough for the time of a pixel to be that of a tile, within a tenth on a CPU
+OVERHEAD = 1.25  # of a step over its network: conjugate gradients of the guidance, or the M-step
+SHARE = 0.5  # of the memory that activations may take: at its peak, the backward pass holds up to twice as much
 
 
 def bytes_per_pixel(prior: Prior) -> float:
@@ -58,3 +64,70 @@ def particles_that_fit(prior: Prior, shape: tuple[int, ...]) -> int | None:
         return None
     logger.info("Memory for %d of %d particles at a time (%.0f MiB each).", fit, wanted, each / 2**20)
     return fit
+
+
+def peak_bytes(prior: Prior, shape: tuple[int, ...]) -> int:
+    """What a network call for particles `(B, n, C, H, W)` takes at its peak, forward and backward pass."""
+    return round(bytes_per_pixel(prior) * shape[0] * shape[1] * shape[-2] * shape[-1] / SHARE)
+
+
+def side_that_fits(prior: Prior, memory: int) -> int:
+    """The side, px, of the largest square particle whose network call takes at most `memory` bytes."""
+    return math.isqrt(int(max(memory, 0) * SHARE / bytes_per_pixel(prior)))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is going to take; `a + b` is for one run after the other.
+
+    Attributes:
+        seconds: its time.
+        bytes: its memory at the peak, beyond what the process and the measurement take already.
+    """
+
+    seconds: float
+    bytes: int
+
+    def __add__(self, later: Estimate) -> Estimate:
+        return Estimate(self.seconds + later.seconds, max(self.bytes, later.bytes))
+
+    def __str__(self) -> str:
+        if self.seconds < 100:
+            length = f"{self.seconds:.0f} s"
+        else:
+            length = f"{self.seconds / 60:.0f} min" if self.seconds < 6000 else f"{self.seconds / 3600:.1f} h"
+        return f"about {length} and {self.bytes / 2**30:.1f} GiB"
+
+
+def estimate(prior: Prior, shape: tuple[int, ...], calls: int) -> Estimate:
+    """What a run takes, from the time of the network on a small picture.
+
+    Args:
+        prior: of the image.
+        shape: of the particles, `(B, n, C, H, W)`.
+        calls: forward passes, each with one backward pass.
+    """
+    device = next(prior.parameters()).device
+    side = min(TIMED_SIDE, *shape[-2:])
+    x = torch.zeros(1, prior.channels, side, side, device=device, requires_grad=True)
+    alpha_bar = torch.full((1,), 0.5, dtype=torch.float64, device=device)
+
+    def call() -> None:
+        with torch.enable_grad():
+            x0 = prior.denoise(x, alpha_bar).x0
+        torch.autograd.grad(x0, x, x0)
+
+    areas = shape[0] * shape[1] * shape[-2] * shape[-1] / side**2
+    return Estimate(calls * areas * OVERHEAD * _seconds(call, device), peak_bytes(prior, shape))
+
+
+def _seconds(call: Callable[[], None], device: torch.device) -> float:
+    """The least of a few tries: the first ones load code, and whatever else the machine does only adds time."""
+    tries = []
+    for _ in range(3):
+        started = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        tries.append(time.perf_counter() - started)
+    return min(tries)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from codiffuse.errors import InputError
-from codiffuse.methods.base import Callback, Measurement, Method, Restarts, Restoration
+from codiffuse.methods.base import BlindMethod, Callback, Measurement, Restarts, Restoration
 from codiffuse.methods.steps import check_counts, part_of_run
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.randomness import NoiseSource
@@ -35,8 +35,8 @@ class BestOfRestarts:
         num_refinements: runs of `refine`.
     """
 
-    first: Method
-    refine: Method
+    first: BlindMethod
+    refine: BlindMethod
     kernel_size: int = 33
     initial_widths: Sequence[float] = (0.09, 0.045, 0.15, 0.06)
     num_refinements: int = 2
@@ -53,6 +53,11 @@ class BestOfRestarts:
     def num_steps(self) -> int:
         """Steps of a whole run."""
         return len(self.initial_widths) * self.first.num_steps + self.num_refinements * self.refine.num_steps
+
+    def with_kernel_size(self, size: int) -> BestOfRestarts:
+        """The same method for another kernel size."""
+        first, refine = self.first.with_kernel_size(size), self.refine.with_kernel_size(size)
+        return replace(self, kernel_size=size, first=first, refine=refine)
 
     def supports(self, operator: BlurOperator) -> str | None:
         """`None`, or why not."""

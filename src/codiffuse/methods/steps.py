@@ -15,7 +15,7 @@ from torch import Tensor
 
 from codiffuse.errors import InputError
 from codiffuse.fourier import pad, reach
-from codiffuse.methods.base import Callback
+from codiffuse.methods.base import Callback, Measurement
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.priors.prior import Denoised, Prior
 from codiffuse.randomness import NoiseSource
@@ -192,6 +192,11 @@ def part_of_run(callback: Callback | None, done: int, total: int) -> Callback | 
     if callback is None:
         return None
     return lambda info: callback(replace(info, number=done + info.number, total=total))
+
+
+def of_part(callback: Callback | None, part: Measurement) -> Callback | None:
+    """The same callback, told that a step was one on a part of the picture."""
+    return None if callback is None else lambda info: callback(replace(info, part=part))
 
 
 def check_counts(**counts: int) -> None:

@@ -1,186 +1,171 @@
-"""Signs of a good or bad restoration that need no truth: what the residual, the kernels and the gradients tell.
+"""Signs of a good or a bad restoration that need no truth: what residual, kernels and gradients tell.
 
-Images and residuals are `(B, C, H, W)`, kernels `(B, 1, h, w)` of sum one, sets of kernels `(B, R, h, w)`, masks
-`(B, 1, H, W)` with 1 for the pixels that count. All numbers are float64, one an image, `(B,)`; NaN where a number is not
-defined.
+Images and residuals are `(B, C, H, W)`, kernels `(B, 1, h, w)`, sets of kernels `(B, R, h, w)`, masks `(B, 1, H, W)`
+with 1 for the pixels that count. Results are float64, one number an image, `(B,)`; NaN where a number is not defined.
 """
 
 from itertools import combinations
 
 import torch
 from torch import Tensor
-from torch.fft import fftfreq, irfft2, rfft2, rfftfreq
+from torch.fft import irfft2, rfft2
 
 from codiffuse.metrics.kernel import mnc
 
-QUANTUM = 0.5 / 255  # half a grey level: what counts as equal to black or white
+HALF_LEVEL = 0.5 / 255  # of 8 bits: what counts as equal to black or white
 
 
 def residual_ratio(residual: Tensor, sigma: Tensor, mask: Tensor | None = None) -> Tensor:
     """Root mean square of the residual over the noise level, `rms(y - A x) / sigma`: about 1 when all is explained.
 
-    The same as `metrics.image.reblur` on a scale without unit: `reblur = sigma^2 (ratio^2 - 1)`.
+    `metrics.image.reblur` on a scale without unit: `reblur = sigma^2 (ratio^2 - 1)`.
 
     Args:
-        residual: y - A x.
-        sigma: `(B,)` noise level.
+        residual: `y - A x`.
+        sigma: `(B,)` noise level, in the unit of the residual.
         mask: pixels that count; `None` counts all.
     """
-    residual, kept = residual.double(), _weights(residual, mask)
-    mean_square = (kept * residual.square()).sum((1, 2, 3)) / (residual.shape[1] * kept.sum((1, 2, 3)))
-    return mean_square.sqrt() / sigma.double()
+    kept = _weights(residual, mask)
+    energy = (kept * residual.double().square()).sum((1, 2, 3)) / residual.shape[1]
+    return (energy / kept.sum((1, 2, 3))).sqrt() / sigma.double()
 
 
-def correlated_share(residual: Tensor, max_lag: int = 4, mask: Tensor | None = None) -> Tensor:
-    """Energy of the residual's autocorrelation `sum_s (rho(s)^2 - 1 / N(s))` over lags up to `max_lag` but 0.
+def residual_correlation(residual: Tensor, max_lag: int = 4, mask: Tensor | None = None) -> Tensor:
+    """Energy of the residual's autocorrelation, `sum_s (rho(s)^2 - 1 / N(s))` over the lags s up to `max_lag` but 0.
 
-    White noise has `rho(s)^2 = 1 / N(s)` on average, N(s) being the number of pairs, so it scores 0 at every size (up
-    to chance, either sign); residuals of a wrong kernel score more. After the whiteness measures of Almeida and
-    Figueiredo, IEEE TIP 2013. Lags s and -s count once; channels are averaged.
+    White noise has `rho(s)^2 = 1 / N(s)` on average, N(s) being the number of pairs of pixels, so it scores 0 at every
+    size, but for chance of either sign; structure raises the score. A relative of the whiteness measures of Almeida and
+    Figueiredo (IEEE TIP 2013). Of s and -s one counts; channels are averaged.
 
     Args:
-        residual: y - A x.
-        max_lag: largest lag in rows and columns, px; less than the sides.
+        residual: `y - A x`.
+        max_lag: largest lag in rows and in columns, px.
         mask: pixels that count; `None` counts all.
     """
-    residual, kept = residual.double(), _weights(residual, mask)
+    kept = _weights(residual, mask)
     size = [side + max_lag for side in residual.shape[-2:]]  # no pair wraps around
-    products = irfft2(rfft2(kept * residual, s=size).abs().square(), s=size)
+    products = irfft2(rfft2(kept * residual.double(), s=size).abs().square(), s=size)
     pairs = irfft2(rfft2(kept, s=size).abs().square(), s=size).round()
-    covariance = products / pairs.clamp_min(1)
+    covariance = products / pairs
     rho = covariance / covariance[..., :1, :1]
-    excess = torch.where(pairs > 0, rho.square() - 1 / pairs.clamp_min(1), 0.0)
-    down = excess[..., 1 : max_lag + 1, :1].sum((-2, -1))
-    right = excess[..., : max_lag + 1, 1 : max_lag + 1].sum((-2, -1))
-    up = excess[..., -max_lag:, 1 : max_lag + 1].sum((-2, -1))
-    return (down + right + up).mean(1)
+    excess = torch.where(pairs > 0, rho.square() - 1 / pairs, 0.0)
+    down, right = slice(1, max_lag + 1), slice(1, max_lag + 1)
+    half_plane = (excess[..., down, :1], excess[..., : max_lag + 1, right], excess[..., -max_lag:, right])
+    return sum(part.sum((-2, -1)) for part in half_plane).mean(1)
 
 
-def border_mass(kernel: Tensor, width: int = 1) -> Tensor:
-    """Share of the kernel's mass on the outermost `width` pixels of its support: large when the support is too small."""
+def border_mass(kernel: Tensor, width: int = 2) -> Tensor:
+    """Share of the kernel's mass on the outermost `width` pixels of its support: high when the support is too small."""
     kernel = kernel.double()
     inner = kernel[..., width:-width, width:-width].sum((1, 2, 3))
     return 1 - inner / kernel.sum((1, 2, 3))
 
 
 def kernel_spread(kernel: Tensor) -> Tensor:
-    """Root mean square distance of the kernel's mass from its centre of mass, in px: 0 for a delta."""
+    """Root mean square distance of the kernel's mass from its centre of mass, px: 0 for a delta."""
     mass = kernel.double() / kernel.double().sum((1, 2, 3), keepdim=True)
-    variance = 0.0
-    for axes, size in (((1, 3), kernel.shape[-2]), ((1, 2), kernel.shape[-1])):
-        place = torch.arange(size, dtype=torch.float64, device=kernel.device)
-        marginal = mass.sum(axes)
-        mean = marginal @ place
-        variance = variance + (marginal * (place - mean[:, None]).square()).sum(1)
+    variance = torch.zeros(len(kernel), dtype=torch.float64, device=kernel.device)
+    for others in ((1, 3), (1, 2)):
+        marginal = mass.sum(others)
+        place = torch.arange(marginal.shape[1], dtype=torch.float64, device=kernel.device)
+        mean = (marginal * place).sum(1, keepdim=True)
+        variance += (marginal * (place - mean).square()).sum(1)
     return variance.sqrt()
 
 
-def effective_pixels(kernel: Tensor) -> Tensor:
-    """How many pixels the kernel's mass covers, `exp(entropy)`: 1 for a delta, `h w` for a constant."""
-    mass = (kernel.double() / kernel.double().sum((1, 2, 3), keepdim=True)).flatten(1)
-    return torch.special.entr(mass).sum(1).exp()
+def kernel_pixels(kernel: Tensor) -> Tensor:
+    """Number of pixels over which the kernel's mass is spread, `exp(entropy)`: 1 for a delta, `h w` for a constant."""
+    mass = kernel.double().flatten(1)
+    return torch.special.entr(mass / mass.sum(1, keepdim=True)).sum(1).exp()
 
 
-def agreement(kernels: Tensor, residuals: Tensor | None = None, best: int = 3) -> Tensor:
-    """Mean MNC between all pairs of several kernels: 1 when they are the same up to shifts.
+def agreement(kernels: Tensor) -> Tensor:
+    """Mean MNC over all pairs of a set of kernels `(B, R, h, w)`: 1 when they are equal up to shifts; NaN if R < 2."""
+    pairs = combinations(range(kernels.shape[1]), 2)
+    return _mean([mnc(kernels[:, i, None], kernels[:, j, None]) for i, j in pairs], kernels)
+
+
+def support(kernel: Tensor, kernels: Tensor) -> Tensor:
+    """Mean MNC of one kernel `(B, 1, h, w)` with each of a set `(B, R, h, w)`; NaN for an empty set."""
+    return _mean([mnc(kernel, kernels[:, i, None]) for i in range(kernels.shape[1])], kernels)
+
+
+def texture(image: Tensor, sigma: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Gradients over those of the noise, `sqrt(max(mean(dx^2 + dy^2) / (4 sigma^2) - 1, 0))`.
+
+    Differences of neighbours have variance `2 sigma^2` in each direction from noise alone, so a flat noisy picture has
+    texture 0.
 
     Args:
-        kernels: `(B, R, h, w)`.
-        residuals: `(B, R)`; only the `best` kernels of finite residual are compared. `None` compares all.
-        best: how many.
-
-    Returns:
-        NaN with fewer than two kernels to compare.
+        image: the measurement.
+        sigma: `(B,)` its noise level.
+        mask: pixels that count; `None` counts all.
     """
-    if residuals is not None:
-        order = residuals.argsort(1)[:, :best]
-        residuals = residuals.gather(1, order)
-        kernels = kernels.gather(1, order[..., None, None].expand(-1, -1, *kernels.shape[-2:]))
-        kernels = torch.where(torch.isfinite(residuals)[..., None, None], kernels, torch.nan)
-    scores = [mnc(kernels[:, i, None], kernels[:, j, None]) for i, j in combinations(range(kernels.shape[1]), 2)]
-    return torch.stack(scores).nanmean(0) if scores else kernels.new_full((len(kernels),), torch.nan).double()
+    power, _ = _gradient_moments(image, mask)
+    return (power / (2 * sigma.double().square()) - 1).clamp_min(0).sqrt()
 
 
-def support_by_others(kernel: Tensor, kernels: Tensor, residuals: Tensor, best: int = 3) -> Tensor:
-    """TRIAL: mean MNC of kernel with best kernels."""
-    order = residuals.argsort(1)[:, :best]
-    kernels = kernels.gather(1, order[..., None, None].expand(-1, -1, *kernels.shape[-2:]))
-    return torch.stack([mnc(kernel, kernels[:, i, None]) for i in range(kernels.shape[1])]).mean(0)
+def sharpening(image: Tensor, y: Tensor, sigma: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Gradients of the restoration over those of the measurement without its noise, a ratio of rms; 1 is no change.
 
+    A wrong kernel often leaves a picture flatter than the measurement was, or full of ringing. Infinite where the
+    measurement has no gradients beyond its noise.
 
-def texture(y: Tensor, sigma: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Gradients of the measurement over those of its noise, `sqrt(max(mean |grad y|^2 / (4 sigma^2) - 1, 0))`.
-
-    Differences of neighbours have variance `2 sigma^2` along each axis from the noise alone. 0 for a flat picture.
+    Args:
+        image: the restoration of the part that y shows.
+        y: the measurement.
+        sigma: `(B,)` its noise level.
+        mask: pixels of y that count; `None` counts all.
     """
-    dx, dy, kept = _gradients(y, mask)
-    power = ((dx.square() + dy.square()) * kept).sum((1, 2, 3)) / (y.shape[1] * kept.sum((1, 2, 3)))
-    return (power / (4 * sigma.double().square()) - 1).clamp_min(0).sqrt()
+    before = (_gradient_moments(y, mask)[0] - 2 * sigma.double().square()).clamp_min(0)
+    return (_gradient_moments(image, mask)[0] / before).sqrt()
 
 
 def gradient_sparsity(image: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Normalised sparsity of the gradients, `|grad x|_1 / (sqrt(N) |grad x|_2)` in (0, 1]: blur and noise raise it.
+    """Normalised sparsity of the gradients, their mean modulus over their rms, in (0, 1]: blur and noise raise it.
 
-    Krishnan, Tay and Fergus, CVPR 2011, divided by the square root of the number of gradients so that sizes compare. NaN
+    The l1 over l2 of Krishnan, Tay and Fergus (CVPR 2011), on a scale on which images of different size compare. NaN
     for a constant image.
+
+    Args:
+        image: any image.
+        mask: pixels that count; `None` counts all.
     """
-    dx, dy, kept = _gradients(image, mask)
-    count = 2 * image.shape[1] * kept.sum((1, 2, 3))
-    first = ((dx.abs() + dy.abs()) * kept).sum((1, 2, 3))
-    second = ((dx.square() + dy.square()) * kept).sum((1, 2, 3)).sqrt()
-    return first / (second * count.sqrt())
+    power, modulus = _gradient_moments(image, mask)
+    return modulus / power.sqrt()
 
 
 def clipped_share(y: Tensor) -> Tensor:
-    """Share of pixels of which a channel is clipped to black or white.
+    """Share of pixels with a channel that was cut off at black (0) or white (1).
 
-    A side at which values go beyond the range is not clipped: noise that was never cut does so.
+    An image with values beyond a limit was not cut off there, wherever its noise happened to land.
     """
     y = y.double()
-    limits = y.amax((1, 2, 3), keepdim=True), y.amin((1, 2, 3), keepdim=True)
-    white = (y >= 1 - QUANTUM) & (limits[0] <= 1 + QUANTUM)
-    black = (y <= QUANTUM) & (limits[1] >= -QUANTUM)
+    white = (y >= 1 - HALF_LEVEL) & (y.amax((1, 2, 3), keepdim=True) <= 1 + HALF_LEVEL)
+    black = (y <= HALF_LEVEL) & (y.amin((1, 2, 3), keepdim=True) >= -HALF_LEVEL)
     return (white | black).any(1).double().mean((1, 2))
 
 
-def spectral_agreement(y: Tensor, kernel: Tensor, sigma: Tensor) -> Tensor:
-    """TRIAL."""
-    y = y.double().mean(1)
-    h, w = y.shape[-2:]
-    win = torch.hann_window(h, periodic=False, dtype=torch.float64)[:, None] * torch.hann_window(w, periodic=False, dtype=torch.float64)
-    y = (y - y.mean((1, 2), keepdim=True)) * win
-    P = rfft2(y).abs().square() / win.square().sum()
-    K = rfft2(kernel.double()[:, 0], s=(h, w)).abs().square()
-    fy, fx = fftfreq(h, dtype=torch.float64)[:, None], rfftfreq(w, dtype=torch.float64)
-    f = (fy**2 + fx**2).sqrt()
-    noise = (sigma.double() ** 2 / 3)[:, None, None]
-    band = (f > 0.03) & (f < 0.4)
-    out = []
-    for p, k, s in zip(P, K, noise):
-        # scale c of c K/f^2 + s by robust match of the mean over band
-        prior = (K.new_tensor(0.01) * 0 + 1) / f.clamp_min(1e-3) ** 2
-        m = prior * k
-        c = ((p - s).clamp_min(0)[band].sum() / m[band].sum())
-        model = (c * m + s).log()
-        data = (p + 1e-12).log()
-        bins = (f * 40).long().clamp(max=40)
-        def radial(v):
-            su = torch.zeros(41, dtype=v.dtype).scatter_add(0, bins[band], v[band])
-            n = torch.zeros(41, dtype=v.dtype).scatter_add(0, bins[band], torch.ones_like(v[band]))
-            return v[band] - (su / n.clamp_min(1))[bins[band]]
-        a, b = radial(model), radial(data)
-        out.append((a * b).sum() / (a.norm() * b.norm()))
-    return torch.stack(out)
-
-
 def _weights(image: Tensor, mask: Tensor | None) -> Tensor:
-    shape = (len(image), 1, *image.shape[-2:])
-    return image.new_ones(shape).double() if mask is None else mask.double()
+    """The mask in float64, or ones, `(B, 1, H, W)`."""
+    if mask is None:
+        return torch.ones(len(image), 1, *image.shape[-2:], dtype=torch.float64, device=image.device)
+    return mask.double()
 
 
-def _gradients(image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Differences along columns and rows `(B, C, H - 1, W - 1)` and the weight of the pixels they touch."""
+def _mean(scores: list[Tensor], kernels: Tensor) -> Tensor:
+    return torch.stack(scores).mean(0) if scores else kernels.new_full((len(kernels),), torch.nan, dtype=torch.float64)
+
+
+def _gradient_moments(image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean square and mean modulus of the differences of neighbours that both count, `(B,)` each."""
     image, kept = image.double(), _weights(image, mask)
-    corner = image[..., :-1, :-1]
-    dx, dy = image[..., :-1, 1:] - corner, image[..., 1:, :-1] - corner
-    return dx, dy, kept[..., :-1, :-1] * kept[..., :-1, 1:] * kept[..., 1:, :-1]
+    square = modulus = count = 0.0
+    for axis in (-2, -1):
+        size = image.shape[axis]
+        difference = image.diff(dim=axis)
+        both = kept.narrow(axis, 1, size - 1) * kept.narrow(axis, 0, size - 1)
+        square = square + (both * difference.square()).sum((1, 2, 3))
+        modulus = modulus + (both * difference.abs()).sum((1, 2, 3))
+        count = count + image.shape[1] * both.sum((1, 2, 3))
+    return square / count, modulus / count

@@ -87,7 +87,7 @@ class BlurOperator:
         # The frame cut out of an unbounded scene is the closest system that the FFT inverts.
         circular = self.boundary == "circular"
         grid = shape if circular else fourier.fast_shape((shape[0] + h - 1, shape[1] + w - 1))
-        spectrum = _gram_spectrum(over_image(fourier.kernel_otf(kernel, grid), residual), r2, sigma2)
+        spectrum = gram_spectrum(over_image(fourier.kernel_otf(kernel, grid), residual), r2, sigma2)
 
         def divide(v: Tensor) -> Tensor:
             return irfft2(rfft2(v, s=grid) / spectrum, s=grid)[..., : shape[0], : shape[1]]
@@ -144,7 +144,7 @@ class BlurOperator:
         Y = rfft2(y) if y_hat is None else y_hat
         X = rfft2(image) if image_hat is None else image_hat
         K = over_image(fourier.kernel_otf(kernel, shape), image)
-        return irfft2(K.conj() * (Y - K * X) / _gram_spectrum(K, r2, sigma2), s=shape)
+        return irfft2(K.conj() * (Y - K * X) / gram_spectrum(K, r2, sigma2), s=shape)
 
     def normal_equations(
         self,
@@ -190,6 +190,6 @@ class BlurOperator:
         )
 
 
-def _gram_spectrum(K: Tensor, r2: Tensor, sigma2: Tensor) -> Tensor:
+def gram_spectrum(K: Tensor, r2: Tensor, sigma2: Tensor) -> Tensor:
     """`r2 |K|^2 + sigma2`, the eigenvalues of the Gram matrix on a periodic grid, for transfer functions `(B, ...)`."""
     return over_batch(r2, K) * abs2(K) + over_batch(sigma2, K)

@@ -1,0 +1,204 @@
+"""The card of one image on the report page: verdict, pictures, kernels, numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from codiffuse.inference.charts import residual_curve
+from codiffuse.inference.pictures import RESIDUAL_SIGMAS, WHITE_SPREAD
+from codiffuse.inference.summary import gain
+from codiffuse.inference.verdict import verdict
+
+# Pictures below the large ones: file, caption.
+CHECKS = {
+    "truth": "Truth",
+    "std": f"Where the samples disagree: standard deviation, white = {WHITE_SPREAD}",
+    "residual": "What the restoration leaves unexplained: gray = nothing, black and white = "
+    f"{RESIDUAL_SIGMAS} noise levels. Shapes of the scene in it are a bad sign.",
+    "windows": "The parts of the measurement that the kernel was estimated from",
+    "saturated": "Pixels left out because they are clipped (orange)",
+}
+DOWNLOADS = "restored.png measurement.png std.png residual.png panel.png kernel.npy trace.json".split()
+
+# Columns of a row in the order of the page: what a person calls them, and how a value is printed.
+COLUMNS = {
+    "gain": ("Gain over the measurement", "{:+.2f} dB"),
+    "psnr_aligned": ("PSNR of the restoration", "{:.2f} dB"),
+    "psnr_measurement_aligned": ("PSNR of the measurement", "{:.2f} dB"),
+    "psnr": ("PSNR of the restoration, no shift allowed", "{:.2f} dB"),
+    "psnr_measurement": ("PSNR of the measurement, no shift allowed", "{:.2f} dB"),
+    "ssim": ("Structure kept (SSIM, 1 is best)", "{:.3f}"),
+    "lpips": ("Perceived difference (LPIPS, 0 is best)", "{:.3f}"),
+    "kernel_mnc": ("Kernel match (MNC, 1 is best)", "{:.3f}"),
+    "kernel_mse": ("Kernel error (MSE, 0 is best)", "{:.2e}"),
+    "reblur": ("Residual beyond the noise (0 is best)", "{:+.2e}"),
+    "trust": ("Chance of a better picture (estimated)", "{:.2f}"),
+    "sigma": ("Noise level (white is 1)", "{:.4f}"),
+    "nfe": ("Network calls", "{:g}"),
+    "seconds": ("Time", "{:.1f} s"),
+}
+
+
+def card(root: Path, row: dict[str, Any], anchor: str) -> str:
+    """All there is to see of one image, as an `<article>`.
+
+    Args:
+        root: the run's folder, with `images/<id>/`; pictures that are not there are left out.
+        row: its line of `results.jsonl`.
+        anchor: the element's id.
+    """
+    pictures = _Pictures(root, row["id"])
+    failed = row["status"] != "ok"
+    reason = f'<p class="reason">{escape(row["status"])}</p>' if failed else ""
+    numbers = {name: value for name, value in (row | {"gain": gain(row)}).items() if isinstance(value, int | float)}
+    kernels = pictures.figure("kernel", "Estimated kernel") + pictures.figure("true_kernel", "True kernel")
+    beside = [_div("kernels", kernels), pictures.restarts(), pictures.animation()]
+    checks = [pictures.figure(name, caption) for name, caption in CHECKS.items()]
+    facts = [
+        pictures.residual_curve(row.get("sigma")),
+        _div("numbers", table((label(name), name, text(name, numbers[name])) for name in ordered(numbers))),
+    ]
+    parts = [
+        f"<h3>{escape(row['id'])}</h3>{reason}{verdict_block(row)}{_line(row, pictures)}",
+        _div("main", pictures.compare(), _div("beside", *beside)),
+        _div("checks", *checks),
+        _div("facts", *facts),
+        pictures.links(),
+    ]
+    return f'<article class="card{" failed" * failed}" id="{anchor}">{"".join(parts)}</article>'
+
+
+def verdict_block(row: dict[str, Any]) -> str:
+    """How far to trust an image and why, in words; empty when nobody judged it."""
+    found = verdict(row.get("trust"), row.get("flags") or ())
+    trust = f"<p><strong>Trust: {found.level}.</strong> {escape(found.advice)}</p>" if found.level else ""
+    reasons = "".join(f"<li>{escape(sentence)}</li>" for sentence in found.reasons)
+    return _div(f"verdict {found.level}".strip(), trust, f"<ul>{reasons}</ul>" if reasons else "")
+
+
+def table(lines: Iterable[tuple[str, str, str]]) -> str:
+    """A table of (label, raw name, value)."""
+    cells = "".join(
+        f'<tr><th scope="row" title="{escape(raw)}">{escape(name)}</th><td>{escape(value)}</td></tr>'
+        for name, raw, value in lines
+    )
+    return f"<table>{cells}</table>" if cells else ""
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Known columns in the order of `COLUMNS`, then the others."""
+    return sorted(names, key=lambda name: [*COLUMNS, name].index(name))
+
+
+def label(name: str) -> str:
+    """What a person calls a column."""
+    return COLUMNS[name][0] if name in COLUMNS else name.replace("_", " ")
+
+
+def text(name: str, value: float) -> str:
+    """A value of a column as it is printed."""
+    if name == "seconds" and value >= 120:
+        return f"{value / 60:.0f} min"
+    return COLUMNS.get(name, ("", "{:.4g}"))[1].format(value)
+
+
+def _line(row: dict[str, Any], pictures: _Pictures) -> str:
+    """Size, method, noise and time in one line."""
+    size = pictures.size("measurement.png") if "measurement.png" in pictures.files else None
+    parts = [
+        size and f"{size[0]} x {size[1]} px",
+        row.get("method"),
+        row.get("sigma") is not None and f"noise {255 * row['sigma']:.1f} of 255",
+        row.get("seconds") is not None and text("seconds", row["seconds"]),
+    ]
+    return f'<p class="quiet">{escape(" · ".join(part for part in parts if part))}</p>'
+
+
+def _div(style: str, *content: str) -> str:
+    return f'<div class="{style}">{"".join(content)}</div>' if any(content) else ""
+
+
+class _Pictures:
+    """The files of one image as HTML; what is not there is an empty text."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.id = name
+        self.folder = root / "images" / name
+        self.files = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+
+    def url(self, file: str) -> str:
+        return quote(f"images/{self.id}/{file}")
+
+    def shown(self, name: str) -> str:
+        """The file to show: the reduced copy of a large picture."""
+        preview = f"{name}_preview.jpg"
+        return preview if preview in self.files else f"{name}.png"
+
+    def size(self, file: str) -> tuple[int, int]:
+        """(width, height)."""
+        from PIL import Image
+
+        with Image.open(self.folder / file) as image:
+            return image.size
+
+    def img(self, file: str, alt: str, style: str = "") -> str:
+        width, height = self.size(file)
+        named = f' class="{style}"' if style else ""
+        return (
+            f'<img{named} src="{self.url(file)}" width="{width}" height="{height}" loading="lazy" '
+            f'alt="{escape(self.id)}: {escape(alt)}">'
+        )
+
+    def figure(self, name: str, caption: str) -> str:
+        if f"{name}.png" not in self.files:
+            return ""
+        img = f'<a href="{self.url(name + ".png")}">{self.img(self.shown(name), caption)}</a>'
+        return f'<figure class="{name}">{img}<figcaption>{escape(caption)}</figcaption></figure>'
+
+    def compare(self) -> str:
+        """Measurement and restoration under one slider, or side by side where they differ in size."""
+        both = {"measurement.png", "restored.png"} <= self.files
+        if not both or self.size("measurement.png") != self.size("restored.png"):
+            return self.figure("measurement", "Measurement") + self.figure("restored", "Restoration")
+        after, before = self.shown("restored"), self.shown("measurement")
+        width, height = self.size(after)
+        return (
+            f'<figure class="before-after" style="--ratio: {width / height:.4f}; --width: {width}px">'
+            '<div class="compare" style="--cut: 50%">'
+            f"{self.img(after, 'restoration')}{self.img(before, 'measurement', 'before')}"
+            '<span class="name-before">measurement</span><span class="name-after">restoration</span>'
+            '<input type="range" min="0" max="100" value="50" autocomplete="off" '
+            f'aria-label="{escape(self.id)}: percentage that shows the measurement">'
+            "</div><figcaption>Drag across the picture to compare</figcaption></figure>"
+        )
+
+    def restarts(self) -> str:
+        return self.figure(
+            "restarts",
+            "Kernels of all runs and how far each is from explaining the measurement (1 = the noise level); "
+            "the best, framed, was refined. Alike is a good sign.",
+        )
+
+    def animation(self) -> str:
+        if "trace.gif" not in self.files:
+            return ""
+        img = self.img("trace.gif", "image and kernel over the steps")
+        return f'<figure class="animation">{img}<figcaption>Image and kernel over the steps</figcaption></figure>'
+
+    def residual_curve(self, sigma: float | None) -> str:
+        if "trace.json" not in self.files:
+            return ""
+        trace = json.loads((self.folder / "trace.json").read_bytes())
+        curve = residual_curve(trace, sigma, f"{self.id}: residual over the steps")
+        caption = "How far the restoration, blurred again, is from the measurement (rms)"
+        return f'<figure class="curve-of-steps">{curve}<figcaption>{caption}</figcaption></figure>' if curve else ""
+
+    def links(self) -> str:
+        """The files at full size."""
+        links = " · ".join(f'<a href="{self.url(name)}">{name}</a>' for name in DOWNLOADS if name in self.files)
+        return f'<p class="links">Files at full size: {links}</p>' if links else ""

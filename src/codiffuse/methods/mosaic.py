@@ -1,0 +1,69 @@
+"""Several windows of one picture as one measurement, so that any blind method finds the kernel that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from codiffuse.methods.base import Measurement
+from codiffuse.methods.windows import Window
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """Windows of one size in a row, with gaps that are masked out.
+
+    A gap is as wide as the kernel less one: no pixel of the scene is then seen by two windows.
+
+    Attributes:
+        measurement: the row; the picture itself when its only window is the whole of it.
+        windows: where they come from.
+        gap: between two windows, px.
+    """
+
+    measurement: Measurement
+    windows: tuple[Window, ...]
+    gap: int
+
+    @classmethod
+    def of(cls, measurement: Measurement, windows: Sequence[Window], kernel_size: int) -> Mosaic:
+        """Lays out windows of one size of a picture `(1, C, H, W)`, for a kernel of this side."""
+        windows, gap = tuple(windows), kernel_size - 1
+        if tuple(windows[0].crop(measurement.y).shape) == tuple(measurement.y.shape):
+            return cls(measurement, windows, gap)
+        trusted = torch.ones_like(measurement.y[:, :1]) if measurement.mask is None else measurement.mask
+        y, kept = ([window.crop(picture) for window in windows] for picture in (measurement.y, trusted))
+        # Any value would do in a gap; with that of the edge a start from y begins closer to the scene.
+        fill = [part[..., -1:].expand(-1, -1, -1, gap) for part in y]
+        hole = [torch.zeros_like(part[..., :1]).expand(-1, -1, -1, gap) for part in kept]
+        mask = None if len(windows) == 1 and measurement.mask is None else torch.cat(_between(kept, hole), -1)
+        operator = replace(measurement.operator, boundary="unknown", pad_value=0.0)
+        return cls(replace(measurement, y=torch.cat(_between(y, fill), -1), mask=mask, operator=operator), windows, gap)
+
+    def split(self, canvas: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Takes the row apart again.
+
+        Args:
+            canvas: `(1, C, H', W')`, an image on the canvas of the row's operator.
+
+        Returns:
+            y `(W, C, h, w)`, the image on the canvas of each window `(W, C, h', w')`, and the mask `(W, 1, h, w)` or
+            `None`, of the W windows.
+        """
+        y, mask = self.measurement.y, self.measurement.mask
+        width, beyond = self.windows[0].width, canvas.shape[-1] - y.shape[-1]
+        lefts = [index * (width + self.gap) for index in range(len(self.windows))]
+
+        def part(row: Tensor, extra: int = 0) -> Tensor:
+            return torch.cat([row[..., left : left + width + extra] for left in lefts])
+
+        return part(y), part(canvas, beyond), None if mask is None else part(mask)
+
+
+def _between(parts: list[Tensor], fillings: list[Tensor]) -> list[Tensor]:
+    """Part, filling, part, filling, ..., part."""
+    pairs = [piece for pair in zip(parts, fillings, strict=True) for piece in pair]
+    return pairs[:-1]

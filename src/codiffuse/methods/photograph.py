@@ -1,0 +1,169 @@
+"""Any photograph: its kernel from textured windows by a blind method, then all of it, by tiles, with that kernel."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from codiffuse.errors import InputError
+from codiffuse.estimation.hqs import HQS
+from codiffuse.estimation.support import border_mass, grown
+from codiffuse.methods.base import BlindMethod, Callback, Measurement, Restoration, Windows
+from codiffuse.methods.memory import estimate
+from codiffuse.methods.mosaic import Mosaic
+from codiffuse.methods.steps import of_part, part_of_run
+from codiffuse.methods.tiles import Tiled
+from codiffuse.methods.windows import Window, choose_windows
+from codiffuse.operators.blur import BlurOperator
+from codiffuse.operators.noise import GaussianNoise
+from codiffuse.randomness import NoiseSource
+
+logger = logging.getLogger(__name__)
+
+WINDOW_OVER_KERNEL = 4  # a window tells little about a kernel that is nearly as large as itself
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """Kernel, then picture.
+
+    Attributes:
+        blind: finds the kernel, from the windows side by side.
+        finish: restores the whole picture with that kernel.
+        m_step: finds the kernel of each window alone, to see whether the blur is the same everywhere.
+        window: side of a window, px.
+        num_windows: windows of a picture that is larger than one.
+        kernel_size: side of the kernel, px; `None` starts at `first_kernel_size` and grows it while it is too small.
+        first_kernel_size: see `kernel_size`.
+        max_kernel_size: see `kernel_size`.
+        border_limit: share of the kernel at the border of its support above which the support is too small.
+        max_noise_correction: the noise level of the last step is raised to the residual that the blind method leaves,
+            which holds the error of the kernel too, but not more than this many times; 1 leaves it as it is.
+    """
+
+    blind: BlindMethod
+    finish: Tiled
+    m_step: HQS
+    window: int = 160
+    num_windows: int = 3
+    kernel_size: int | None = None
+    first_kernel_size: int = 33
+    max_kernel_size: int = 97
+    border_limit: float = 0.02
+    max_noise_correction: float = 2.0
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_noise_correction < 1:
+            raise InputError(f"Expected max_noise_correction >= 1, got {self.max_noise_correction}.")
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of a run whose kernel needs not grow."""
+        return self.blind.num_steps + self.finish.num_steps
+
+    def supports(self, operator: BlurOperator) -> str | None:
+        """`None`, or why not."""
+        return self.blind.supports(operator)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        measurement: Measurement,
+        *,
+        noise: NoiseSource,
+        init: dict[str, Tensor] | None = None,
+        callback: Callback | None = None,
+    ) -> Restoration:
+        """Restore one photograph; arguments as for the methods inside.
+
+        Raises:
+            InputError: more than one picture.
+        """
+        if len(measurement.y) != 1:
+            raise InputError(f"Expected one photograph at a time, got {len(measurement.y)}; set batch_size=1.")
+        size = self.kernel_size or self.first_kernel_size
+        logger.info("%s.", self._describe(measurement, size))
+        mosaic, found, done = self._find_kernel(measurement, size, noise, init, callback)
+        kernel, level = found.params["kernel"], self._noise_level(mosaic.measurement, found)
+        finished = self.finish(
+            replace(measurement, known={"kernel": kernel}, noise=GaussianNoise(level)),
+            noise=noise,
+            callback=part_of_run(callback, done, done + self._finishing_steps(measurement, kernel.shape[-1])),
+        )
+        return replace(
+            finished,
+            nfe=found.nfe + finished.nfe,
+            restarts=found.restarts,
+            windows=Windows(mosaic.windows, self._kernel_of_each(mosaic, found)),
+            noise_level=level,
+        )
+
+    def _find_kernel(
+        self,
+        measurement: Measurement,
+        size: int,
+        noise: NoiseSource,
+        init: dict[str, Tensor] | None,
+        callback: Callback | None,
+    ) -> tuple[Mosaic, Restoration, int]:
+        """The kernel from the windows, in a support that grows until the kernel fits it; and the steps that took."""
+        done = 0
+        while True:
+            blind, mosaic = self.blind.with_kernel_size(size), self._mosaic(measurement, size)
+            total = done + blind.num_steps + self._finishing_steps(measurement, size)
+            seen = part_of_run(callback, done, total)
+            if mosaic.measurement is not measurement:
+                seen = of_part(seen, mosaic.measurement)
+            found = blind(mosaic.measurement, noise=noise, init=init, callback=seen)
+            done += blind.num_steps
+            share = float(border_mass(found.params["kernel"]))
+            larger = min(grown(size), self.max_kernel_size, min(measurement.y.shape[-2:]) // 2)
+            if self.kernel_size or larger <= size or not share > self.border_limit:
+                return mosaic, found, done
+            logger.info("%.0f %% of the kernel is at its border: %d px instead of %d.", 100 * share, larger, size)
+            size = larger
+
+    def _finishing_steps(self, measurement: Measurement, kernel_size: int) -> int:
+        plan = self.finish.plan(tuple(measurement.y.shape[-2:]), (kernel_size, kernel_size))
+        return plan.num_solves * self.finish.num_steps
+
+    def _describe(self, measurement: Measurement, kernel_size: int) -> str:
+        """What the run takes, unless the kernel grows."""
+        frame, size = tuple(measurement.y.shape[-2:]), (kernel_size, kernel_size)
+        seen = self._mosaic(measurement, kernel_size)
+        canvas = seen.measurement.operator.image_shape(tuple(seen.measurement.y.shape[-2:]), kernel_size=size)
+        prior = self.finish.non_blind.prior
+        cost = estimate(prior, (1, 1, prior.channels, *canvas), self.blind.num_steps)
+        count = len(seen.windows)
+        looked_at = f"{count} windows of {seen.windows[0].width} px" if count > 1 else "1 window"
+        return (
+            f"{cost + self.finish.estimate(frame, size)}: kernel from {looked_at}, {self.finish.describe(frame, size)}"
+        )
+
+    def _mosaic(self, measurement: Measurement, kernel_size: int) -> Mosaic:
+        side = max(self.window, WINDOW_OVER_KERNEL * kernel_size)
+        height, width = measurement.y.shape[-2:]
+        if height * width <= self.num_windows * side**2:
+            return Mosaic.of(measurement, [Window(0, 0, height, width)], kernel_size)
+        mask = None if measurement.mask is None else measurement.mask[0]
+        windows = choose_windows(measurement.y[0], side, self.num_windows, float(measurement.sigma), mask)
+        return Mosaic.of(measurement, windows, kernel_size)
+
+    def _noise_level(self, seen: Measurement, found: Restoration) -> Tensor:
+        """`(1,)` noise level, raised to what the blind method could not explain."""
+        rms = seen.misfit(found.canvas(), found.params).sqrt().nan_to_num(0.0)
+        return torch.maximum(seen.sigma, torch.minimum(rms, self.max_noise_correction * seen.sigma))
+
+    def _kernel_of_each(self, mosaic: Mosaic, found: Restoration) -> Tensor:
+        """`(W, h, w)`: what one M-step makes of each window of the restored mosaic."""
+        kernel, count = found.params["kernel"], len(mosaic.windows)
+        y, image, mask = mosaic.split(found.canvas())
+        equations = mosaic.measurement.operator.normal_equations(
+            y, image.unsqueeze(1), kernel_size=tuple(kernel.shape[-2:]), mask=mask
+        )
+        return self.m_step(equations, mosaic.measurement.sigma.expand(count), kernel.expand(count, -1, -1, -1))[:, 0]

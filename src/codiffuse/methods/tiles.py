@@ -1,0 +1,262 @@
+"""Pictures of any size, restored with a known kernel in the memory that there is.
+
+The network sees the picture by tiles (`priors.tiled`), while guidance couples the whole of it: that leaves no seams,
+however long the kernel. Where memory is too short even for that, the picture is divided into windows that overlap by
+several times the kernel. A window is solved on its own with the boundary `unknown`: its canvas is larger than itself by
+the kernel, as a whole photograph's is. That is right whatever the picture's boundary, of which it leaves unused what
+that says of the outside. Windows receive the same noise where their canvases overlap, and so about the same samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from codiffuse.errors import InputError
+from codiffuse.fourier import Size, crop_to_frame
+from codiffuse.methods.base import Callback, Measurement, Restoration, restoration
+from codiffuse.methods.memory import Estimate, bytes_per_pixel, estimate, free_bytes, peak_bytes, side_that_fits
+from codiffuse.methods.non_blind import NonBlind
+from codiffuse.methods.steps import of_part, part_of_run
+from codiffuse.methods.windows import Window
+from codiffuse.operators.blur import BlurOperator
+from codiffuse.priors.tiled import Axis, TiledPrior, boxes, tile_axis
+from codiffuse.randomness import FieldNoise, GeneratorNoise, NoiseSource
+
+SMALLEST_TILE = 128  # px
+SOLVE = 36  # pictures that exist, beside the activations of tiles, while a window is solved
+CLOSING = 6  # those beside the samples, raw and clipped, while the residual of the whole is computed
+WINDOW_OVERLAP = 4  # times the side of the kernel, px, that windows share: near its rim a window lacks surroundings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a picture is restored.
+
+    Attributes:
+        windows: along the height and the width of the measurement; their starts are where their canvases begin, too.
+        prior: which sees the canvas of a window by tiles.
+        tiles: the largest of them, along the height and the width of a canvas.
+        num_samples: n; where there are several tiles, samples are restored one after the other.
+    """
+
+    windows: tuple[Axis, Axis]
+    prior: TiledPrior
+    tiles: tuple[Axis, Axis]
+    num_samples: int
+
+    @property
+    def num_windows(self) -> int:
+        """Parts of the picture that are solved on their own."""
+        return math.prod(len(axis.starts) for axis in self.windows)
+
+    @property
+    def num_tiles(self) -> int:
+        """Parts of a window that the network sees at a time."""
+        return math.prod(len(axis.starts) for axis in self.tiles)
+
+    @property
+    def tile(self) -> Size:
+        """Height and width of a tile, px."""
+        return self.tiles[0].side, self.tiles[1].side
+
+    @property
+    def at_once(self) -> bool:
+        """Whether the network sees the whole picture."""
+        return self.num_windows * self.num_tiles == 1
+
+    @property
+    def num_solves(self) -> int:
+        """Runs of the sampler."""
+        return 1 if self.at_once else self.num_windows * self.num_samples
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """A non-blind method for one picture of any size.
+
+    Attributes:
+        non_blind: what restores it.
+        tile: largest side of what the network sees at a time, px.
+        overlap: px that neighbouring tiles share at least; they give way to each other over half of it.
+        max_memory: bytes that a run may take, beyond what the process and the measurement take already; `None` for all
+            that is free. Where they are few, a run takes longer, then tiles are smaller, then the picture is divided.
+    """
+
+    non_blind: NonBlind
+    tile: int = 384
+    overlap: int = 32
+    max_memory: int | None = None
+    needs: ClassVar[tuple[str, ...]] = ("kernel",)
+
+    def __post_init__(self) -> None:
+        least = 2 * getattr(self.non_blind.prior.network, "stride", 1)
+        if self.overlap < least or self.tile < 2 * self.overlap:
+            raise InputError(
+                f"Expected overlap >= {least} and tile >= 2 overlap, got {self.overlap} and {self.tile}; set tile=."
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of one solve; `plan` says how many there are."""
+        return self.non_blind.num_steps
+
+    def supports(self, operator: BlurOperator) -> str | None:
+        """`None`, or why not."""
+        return self.non_blind.supports(operator)
+
+    def plan(self, frame: Size, kernel_size: Size) -> Plan:
+        """How a measurement of `frame`, height and width in px, is restored.
+
+        Raises:
+            InputError: not even the smallest tiles, or windows, fit the memory.
+        """
+        prior, n, canvas = self.non_blind.prior, self.non_blind.num_particles, _canvas(frame, kernel_size)
+        memory = self._memory()
+        smallest = min(max(SMALLEST_TILE, 2 * self.overlap), self.tile, max(canvas))
+        tile = min(self.tile, side_that_fits(prior, memory - (n + SOLVE) * self._bytes(canvas)))
+        if tile >= smallest:
+            windows = Axis(frame[0], (0,)), Axis(frame[1], (0,))
+        else:
+            tile, shared = smallest, WINDOW_OVERLAP * max(kernel_size)
+            least = n * self._bytes(canvas) + peak_bytes(prior, (1, 1, prior.channels, tile, tile))
+            side = math.isqrt(max(memory - least, 0) // (SOLVE * self._bytes((1, 1)))) - max(kernel_size) + 1
+            if side < 2 * shared or memory < (2 * n + CLOSING) * self._bytes(canvas):
+                least += SOLVE * self._bytes(_canvas((2 * shared, 2 * shared), kernel_size))
+                least = max(least, (2 * n + CLOSING) * self._bytes(canvas))
+                raise InputError(
+                    f"Expected {least / 2**30:.2f} GiB or more for {n} samples of {frame[0]} x {frame[1]} px, "
+                    f"got {memory / 2**30:.2f} GiB; set max_memory= higher, or num_particles= lower."
+                )
+            windows = tuple(tile_axis(length, side, shared, 1) for length in frame)
+        tiled = TiledPrior(prior, tile, self.overlap)
+        seen = _canvas((windows[0].side, windows[1].side), kernel_size)
+        plan = Plan(windows, tiled, tiled.axes(seen), n)
+        spare = max(memory - self._needs(plan, frame, kernel_size), 0)
+        kept = min(int(spare / (bytes_per_pixel(prior) * math.prod(plan.tile))), plan.num_tiles)
+        return replace(plan, prior=replace(tiled, kept=kept))
+
+    def estimate(self, frame: Size, kernel_size: Size) -> Estimate:
+        """Time and memory of a run on a measurement of `frame`, before it starts."""
+        plan, prior = self.plan(frame, kernel_size), self.non_blind.prior
+        solves = plan.num_windows * plan.num_samples
+        one = estimate(prior, (1, 1, prior.channels, *plan.tile), solves * plan.num_tiles * self.num_steps)
+        again = (1 - plan.prior.kept / plan.num_tiles) / 2  # a forward pass takes as long as the backward pass after it
+        return Estimate(one.seconds * (1 + again), self._needs(plan, frame, kernel_size))
+
+    def describe(self, frame: Size, kernel_size: Size) -> str:
+        """The plan in words."""
+        plan = self.plan(frame, kernel_size)
+        tiles = _counted(plan.num_windows * plan.num_tiles, "tile")
+        samples = _counted(plan.num_samples, "sample")
+        return f"{tiles} of {plan.tile[1]} x {plan.tile[0]} px, {_counted(self.num_steps, 'step')}, {samples}"
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        measurement: Measurement,
+        *,
+        noise: NoiseSource,
+        init: dict[str, Tensor] | None = None,
+        callback: Callback | None = None,
+    ) -> Restoration:
+        """Restore one picture with `measurement.known["kernel"]`.
+
+        A picture that one tile holds is left to `non_blind`.
+
+        Args:
+            measurement: of one picture.
+            noise: a `GeneratorNoise`, so that streams for samples and windows can be derived from it.
+            init: not used.
+            callback: called after each step of each solve, with its measurement as the `part` that is shown.
+
+        Raises:
+            InputError: no kernel is known, there are several pictures, the noise cannot be divided, or the memory is
+                too short.
+        """
+        if "kernel" not in measurement.known:
+            raise InputError("Expected a known kernel for a non-blind method, got none; use a blind method.")
+        y, kernel = measurement.y, measurement.known["kernel"]
+        frame, kernel_size = tuple(y.shape[-2:]), tuple(kernel.shape[-2:])
+        if len(y) != 1:
+            raise InputError(f"Expected one picture to restore by tiles, got {len(y)}; set batch_size=1.")
+        plan = self.plan(frame, kernel_size)
+        if plan.at_once:
+            together = self._memory() // peak_bytes(self.non_blind.prior, (1, 1, y.shape[1], *plan.tile))
+            method = replace(self.non_blind, particle_chunk=self.non_blind.particle_chunk or max(together, 1))
+            return method(measurement, noise=noise, init=init, callback=callback)
+        if not isinstance(noise, GeneratorNoise):
+            raise InputError(f"Expected noise from a seed (GeneratorNoise) for tiles, got {type(noise).__name__}.")
+        x = self._solve(measurement, plan, noise.spawn("tiles").seeds[0], callback)
+        if plan.num_windows > 1 and measurement.operator.image_shape(frame, kernel_size=kernel_size) == frame:
+            x = crop_to_frame(x, kernel_size)
+        return restoration(measurement, x, {"kernel": kernel}, plan.num_windows * plan.num_tiles * self.num_steps)
+
+    def _solve(self, measurement: Measurement, plan: Plan, seed: int, callback: Callback | None) -> Tensor:
+        """`(1, n, C, H, W)` samples on the canvas of the operator, or, from windows, on that of a whole photograph."""
+        y, kernel_size = measurement.y, measurement.known["kernel"].shape[-2:]
+        method = replace(self.non_blind, prior=plan.prior, num_particles=1, particle_chunk=1)
+        canvas = measurement.operator.image_shape(y.shape[-2:], kernel_size=kernel_size)
+        if plan.num_windows > 1:
+            canvas = _canvas(y.shape[-2:], kernel_size)
+        x = y.new_zeros(1, plan.num_samples, y.shape[1], *canvas)
+        total = plan.num_solves * self.num_steps
+        solves = product(range(plan.num_samples), _parts(measurement, plan, kernel_size))
+        for number, (sample, (part, origin, share)) in enumerate(solves):
+            seen = of_part(part_of_run(callback, number * self.num_steps, total), part)
+            found = method(part, noise=FieldNoise(seed, origin, sample), callback=seen).raw["x"]
+            place = Window(*origin, *found.shape[-2:])
+            place.crop(x[:, sample]).addcmul_(found[:, 0], share.to(found))
+        return x
+
+    def _memory(self) -> int:
+        if self.max_memory is not None:
+            return self.max_memory
+        return free_bytes(next(self.non_blind.prior.parameters()).device) // 2
+
+    def _bytes(self, canvas: Size) -> int:
+        return 4 * self.non_blind.prior.channels * math.prod(canvas)
+
+    def _needs(self, plan: Plan, frame: Size, kernel_size: Size) -> int:
+        """Bytes at the peak: while a window is solved, or at the end, when the whole picture is looked at."""
+        prior, whole = self.non_blind.prior, self._bytes(_canvas(frame, kernel_size))
+        window = self._bytes(_canvas((plan.windows[0].side, plan.windows[1].side), kernel_size))
+        tile = peak_bytes(prior, (1, 1, prior.channels, *plan.tile))
+        kept = plan.prior.kept * bytes_per_pixel(prior) * math.prod(plan.tile)
+        return max(
+            plan.num_samples * whole + SOLVE * window + tile + round(kept), (2 * plan.num_samples + CLOSING) * whole
+        )
+
+
+def _parts(measurement: Measurement, plan: Plan, kernel_size: Size) -> Iterator[tuple[Measurement, Size, Tensor]]:
+    """The measurement of each window, where its canvas begins on the whole one, and what it contributes there."""
+    if plan.num_windows == 1:
+        yield measurement, (0, 0), torch.ones(())
+        return
+    rows, columns = (
+        Axis(axis.side + side - 1, axis.starts) for axis, side in zip(plan.windows, kernel_size, strict=True)
+    )
+    for (along, across), share in boxes(rows, columns, max(kernel_size)):
+        window = Window(along.start, across.start, plan.windows[0].side, plan.windows[1].side)
+        part = replace(
+            measurement,
+            y=window.crop(measurement.y),
+            mask=None if measurement.mask is None else window.crop(measurement.mask),
+            operator=replace(measurement.operator, boundary="unknown", pad_value=0.0),
+        )
+        yield part, (window.top, window.left), share
+
+
+def _canvas(frame: Size, kernel_size: Size) -> Size:
+    """The canvas of a photograph of this size: no other boundary has a larger one."""
+    return frame[0] + kernel_size[0] - 1, frame[1] + kernel_size[1] - 1
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + "s" * (count != 1)

@@ -1,0 +1,134 @@
+"""Blur of light: a camera adds up light, while files and image priors hold the gamma-encoded values of sRGB.
+
+Image and measurement stay encoded, as everywhere in the project; only this operator knows of light. With l the sRGB
+curve from values to light (IEC 61966-2-1),
+
+    y = A(x; k) = l^-1(k * l(x)),
+
+whose noise is white in encoded values. Guidance sees it linearised: the residual `l'(y)^-1 (l(y) - k * l(x))`, which to
+first order is y - A(x; k), and the derivative in the image `J = l'(y)^-1 K l'(x)`, so that the noise level and the
+spread r_t^2 of the image keep their meaning and units.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fft import irfft2, rfft2
+
+from codiffuse import fourier
+from codiffuse.errors import InputError
+from codiffuse.fourier import Size, over_batch, over_image
+from codiffuse.operators.blur import BlurOperator, gram_spectrum
+from codiffuse.operators.conjugate_gradients import conjugate_gradients
+from codiffuse.operators.kernel_equations import KernelNormalEquations
+
+TOE = 0.04045  # encoded value up to which the curve is a line
+TOE_SLOPE = 1 / 12.92
+
+
+def to_light(values: Tensor) -> Tensor:
+    """sRGB values to linear light: [0, 1] onto [0, 1]; the toe goes on below 0 and the power above 1."""
+    return torch.where(values <= TOE, values * TOE_SLOPE, ((values.clamp_min(TOE) + 0.055) / 1.055) ** 2.4)
+
+
+def to_values(light: Tensor) -> Tensor:
+    """Linear light to sRGB values: the inverse of `to_light`."""
+    toe = TOE * TOE_SLOPE
+    return torch.where(light <= toe, light / TOE_SLOPE, 1.055 * light.clamp_min(toe) ** (1 / 2.4) - 0.055)
+
+
+def slope(values: Tensor) -> Tensor:
+    """Derivative of `to_light` at sRGB values: from 0.08 for black to 2.3 for white."""
+    power = (2.4 / 1.055) * ((values.clamp_min(TOE) + 0.055) / 1.055) ** 1.4
+    return torch.where(values <= TOE, TOE_SLOPE, power)
+
+
+@dataclass(frozen=True)
+class LinearLightBlur(BlurOperator):
+    """`y = A(k) x = l^-1(k * l(x))`: the blur of a camera, of sRGB pictures; arguments as for `BlurOperator`.
+
+    There is no closed form at any boundary, and no guidance but PiGDM.
+
+    Raises:
+        InputError: as for `BlurOperator`; a `pad_value` other than 0.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pad_value != 0:
+            raise InputError(f"expected pad_value = 0 in linear light, got {self.pad_value}; use operator=blur")
+
+    def __call__(self, image: Tensor, *, kernel: Tensor) -> Tensor:
+        """Blurs the light of an image `(B, *, H, W)` of sRGB values."""
+        return to_values(super().__call__(to_light(image), kernel=kernel))
+
+    def adjoint(self, residual: Tensor, *, kernel: Tensor) -> Tensor:
+        """Refused: the derivative depends on the image."""
+        raise InputError("expected PiGDM guidance for a blur in linear light, got DPS; use guidance=pigdm")
+
+    def guidance_direction(
+        self,
+        y: Tensor,
+        image: Tensor,
+        r2: Tensor,
+        sigma2: Tensor,
+        *,
+        kernel: Tensor,
+        mask: Tensor | None = None,
+        y_hat: Tensor | None = None,
+        image_hat: Tensor | None = None,
+    ) -> Tensor:
+        """`J^T (r2 J J^T + sigma2 I)^-1 (y - A x)`, linearised; arguments as for `BlurOperator`, the spectra unused."""
+        shape, (h, w) = y.shape[-2:], kernel.shape[-2:]
+        kept = 1 if mask is None else over_image(mask, y)
+        weight, gain = kept / slope(y), slope(image)
+        residual = weight * (to_light(y) - super().__call__(to_light(image), kernel=kernel))
+
+        def transposed(v: Tensor) -> Tensor:
+            return gain * fourier.correlate(weight * v, kernel, self.boundary)
+
+        def gram(v: Tensor) -> Tensor:
+            projected = weight * fourier.convolve(gain * transposed(v), kernel, self.boundary)
+            return over_batch(r2, v) * projected + over_batch(sigma2, v) * v
+
+        # J J^T is about s K K^T s, where s = 1 / balance compares the slopes under the kernel with that at y.
+        balance = slope(y) / fourier.convolve(gain.square(), kernel, self.boundary).clamp_min(TOE_SLOPE**2).sqrt()
+        grid = shape if self.boundary == "circular" else fourier.fast_shape((shape[0] + h - 1, shape[1] + w - 1))
+        spectrum = gram_spectrum(over_image(fourier.kernel_otf(kernel, grid), residual), r2, sigma2)
+
+        def precondition(v: Tensor) -> Tensor:
+            filtered = irfft2(rfft2(balance * v, s=grid) / spectrum, s=grid)[..., : shape[0], : shape[1]]
+            return kept * balance * filtered
+
+        solved = conjugate_gradients(
+            gram,
+            residual,
+            start=torch.zeros_like(residual),
+            precondition=precondition,
+            iterations=self.cg_iterations,
+            tolerance=self.cg_tolerance,
+        )
+        return transposed(solved)
+
+    def normal_equations(
+        self,
+        y: Tensor,
+        images: Tensor,
+        *,
+        kernel_size: Size,
+        mask: Tensor | None = None,
+        y_hat: Tensor | None = None,
+        images_hat: Tensor | None = None,
+    ) -> KernelNormalEquations:
+        """The M-step in light, scaled so that the noise has level sigma on average; arguments as for `BlurOperator`.
+
+        Weights `l'(y)^-2` on the pixels would be exact, but they find no better kernels and need several times the
+        conjugate-gradient steps.
+        """
+        kept = torch.ones_like(y) if mask is None else mask.expand_as(y)
+        power = (kept * slope(y).square()).sum((1, 2, 3), keepdim=True) / kept.sum((1, 2, 3), keepdim=True).clamp_min(1)
+        scale = power.clamp_min(TOE_SLOPE**2).rsqrt()
+        return super().normal_equations(
+            scale * to_light(y), scale.unsqueeze(1) * to_light(images), kernel_size=kernel_size, mask=mask
+        )

@@ -1,0 +1,365 @@
+"""Signs of trust: the laws of each measure, the flags on constructed cases, and the fit on constructed runs."""
+
+import json
+import math
+
+import pytest
+import torch
+from toys import blurred_toy
+
+from benchmarks import trust as bench
+from codiffuse.errors import InputError
+from codiffuse.inference import diagnostics
+from codiffuse.inference.diagnostics import FLAGS, TRUST_TERMS, Diagnosis, diagnose, trust
+from codiffuse.methods.base import Restarts
+from codiffuse.metrics import consistency, reblur
+from codiffuse.operators.blur import BlurOperator
+from codiffuse.simulate.gaussian import gaussian_kernel
+
+SIGMA = 0.02
+
+
+def white(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def delta(size=9, row=4, column=4):
+    kernel = torch.zeros(1, 1, size, size)
+    kernel[0, 0, row, column] = 1
+    return kernel
+
+
+def line(size=9, length=5, row=4, left=2):
+    kernel = torch.zeros(1, 1, size, size)
+    kernel[0, 0, row, left : left + length] = 1 / length
+    return kernel
+
+
+# The residual
+
+
+def test_residual_ratio_is_one_for_noise_of_that_level_and_agrees_with_reblur():
+    residual, sigma = 0.1 * white(2, 3, 64, 64), torch.tensor([0.1, 0.05])
+    ratio = consistency.residual_ratio(residual, sigma)
+    torch.testing.assert_close(ratio, torch.tensor([1.0, 2.0]).double(), rtol=0.02, atol=0)
+    operator = BlurOperator()
+    loss = reblur(residual, torch.zeros_like(residual), delta().expand(2, -1, -1, -1), sigma, operator)
+    torch.testing.assert_close(loss, sigma.double() ** 2 * (ratio**2 - 1))
+
+
+def test_masked_pixels_do_not_count():
+    residual, mask = 0.1 * white(1, 3, 40, 40), torch.ones(1, 1, 40, 40)
+    mask[..., 10:20, 5:30] = 0
+    spoilt = torch.where(mask == 0, 7.0, residual)
+    sigma = torch.tensor([0.1])
+    for measure in (
+        lambda r, **options: consistency.residual_ratio(r, sigma, **options),
+        lambda r, **options: consistency.residual_correlation(r, 3, **options),
+        lambda r, **options: consistency.texture(r, sigma, **options),
+        lambda r, **options: consistency.gradient_sparsity(r, **options),
+        lambda r, **options: consistency.sharpening(r, 2 * r, sigma, **options),
+    ):
+        assert measure(spoilt, mask=mask) == measure(mask * residual, mask=mask)
+        assert not torch.isclose(measure(spoilt), measure(residual), rtol=0.05)
+
+
+@pytest.mark.parametrize("side", [32, 128])
+def test_white_noise_of_any_size_is_uncorrelated(side):
+    """The mean over draws is 0, as its chance spread of some sqrt(2 lags) / N a draw allows."""
+    scores = consistency.residual_correlation(white(64, 1, side, side))
+    spread = math.sqrt(2 * 40) / side**2
+    assert abs(float(scores.mean())) < 4 * spread / 8
+    assert float(scores.std()) < 2 * spread
+
+
+def test_residual_correlation_of_a_moving_average_is_its_autocorrelation():
+    """Of two columns: rho = 1/2 at one lag. Of two by two pixels: 1/4 + 1/4 + 2/16."""
+    noise = white(8, 3, 129, 129)
+    pairs = noise[..., 1:] + noise[..., :-1]
+    assert float(consistency.residual_correlation(pairs).mean()) == pytest.approx(1 / 4, abs=0.01)
+    squares = pairs[..., 1:, :] + pairs[..., :-1, :]
+    assert float(consistency.residual_correlation(squares).mean()) == pytest.approx(5 / 8, abs=0.02)
+
+
+def test_residual_correlation_equals_a_sum_over_pairs():
+    residual, mask = (
+        white(1, 1, 7, 6),
+        (torch.rand(1, 1, 7, 6, generator=torch.Generator().manual_seed(1)) > 0.3).double(),
+    )
+    kept = {(r, c): float(residual[0, 0, r, c]) for r in range(7) for c in range(6) if mask[0, 0, r, c]}
+    variance = sum(value**2 for value in kept.values()) / len(kept)
+    expected = 0.0
+    for down, right in [(1, 0), (2, 0), *((down, right) for right in (1, 2) for down in (-2, -1, 0, 1, 2))]:
+        products = [v * kept[r + down, c + right] for (r, c), v in kept.items() if (r + down, c + right) in kept]
+        expected += (sum(products) / len(products) / variance) ** 2 - 1 / len(products)
+    assert float(consistency.residual_correlation(residual, 2, mask)) == pytest.approx(expected, abs=1e-12)
+
+
+# Kernels
+
+
+def test_border_mass_is_the_share_of_the_outer_ring():
+    assert consistency.border_mass(delta()) == 0
+    assert consistency.border_mass(delta(row=1), width=1) == 0
+    assert consistency.border_mass(delta(row=1)) == 1
+    assert float(consistency.border_mass(torch.ones(1, 1, 7, 9))) == pytest.approx(1 - 3 * 5 / 63)
+
+
+def test_spread_is_the_standard_deviation_of_place():
+    assert consistency.kernel_spread(delta(row=2, column=7)) == 0
+    assert float(consistency.kernel_spread(line(length=2))) == pytest.approx(0.5)
+    assert float(consistency.kernel_spread(gaussian_kernel(33, 2.0)[None])) == pytest.approx(2 * math.sqrt(2), rel=1e-3)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_kernel_pixels_counts_equal_pixels(length):
+    assert float(consistency.kernel_pixels(line(length=length))) == pytest.approx(length)
+
+
+def test_kernels_agree_up_to_shifts():
+    same = torch.cat([line(), line(row=2, left=4), line(row=6, left=0)], 1)
+    assert float(consistency.agreement(same)) == pytest.approx(1)
+    assert float(consistency.support(line(row=5), same)) == pytest.approx(1)
+    # A line and a delta share 1 / sqrt(5) of their energy: one pair of three is equal.
+    mixed = torch.cat([line(), line(left=3), delta()], 1)
+    assert float(consistency.agreement(mixed)) == pytest.approx((1 + 2 / math.sqrt(5)) / 3, abs=1e-6)
+    assert float(consistency.support(delta(), mixed)) == pytest.approx((1 + 2 / math.sqrt(5)) / 3, abs=1e-6)
+    assert consistency.agreement(same[:, :1]).isnan()
+    assert consistency.support(line(), same[:, :0]).isnan()
+
+
+# Gradients
+
+
+def test_texture_is_zero_for_noise_and_follows_a_ramp():
+    sigma = torch.tensor([SIGMA])
+    assert float(consistency.texture(0.5 + SIGMA * white(1, 3, 64, 64), sigma)) < 0.15
+    ramp = (0.01 * torch.arange(64.0)).expand(1, 3, 64, 64)
+    assert float(consistency.texture(ramp, sigma / 10)) == pytest.approx(
+        math.sqrt(0.01**2 / (4 * 0.002**2) - 1), rel=1e-3
+    )
+
+
+def test_sharpening_is_the_ratio_of_gradients_without_noise():
+    truth = blurred_toy(side=64).y.double()
+    sigma = torch.tensor([SIGMA])
+    assert float(consistency.sharpening(truth, truth, 0 * sigma)) == pytest.approx(1)
+    assert float(consistency.sharpening(2 * truth, truth, 0 * sigma)) == pytest.approx(2)
+    noisy = truth + 2 * SIGMA * white(*truth.shape)
+    assert float(consistency.sharpening(truth, noisy, 2 * sigma)) == pytest.approx(1, abs=0.1)
+
+
+def test_gradient_sparsity_is_one_for_stripes_and_small_for_one_edge():
+    columns = torch.arange(20)
+    diagonal = ((columns[:, None] + columns) % 2).double()[None, None]
+    assert float(consistency.gradient_sparsity(diagonal)) == pytest.approx(1)
+    edge = (columns >= 10).double().expand(1, 1, 20, 20)
+    assert float(consistency.gradient_sparsity(edge)) == pytest.approx(math.sqrt(20 / (2 * 19 * 20)))
+    blurred = BlurOperator("replicate")(edge, kernel=line().double())
+    assert consistency.gradient_sparsity(blurred) > 1.5 * consistency.gradient_sparsity(edge)
+
+
+def test_only_what_was_cut_off_is_clipped():
+    y = torch.full((1, 3, 10, 10), 0.5)
+    y[0, 1, 0] = 1.0
+    y[0, 2, 1, :5] = 0.0
+    assert float(consistency.clipped_share(y)) == pytest.approx(0.15)
+    y[0, 0, 5, 5] = 1.2
+    assert float(consistency.clipped_share(y)) == pytest.approx(0.05)
+    assert float(consistency.clipped_share(0.98 + SIGMA * white(1, 3, 32, 32))) == 0
+    assert float(consistency.clipped_share((1.0 + SIGMA * white(1, 3, 32, 32)).clamp(max=1))) > 0.4
+
+
+# The diagnosis
+
+
+def case(boundary="circular", side=48, sigma=SIGMA, seed=0):
+    """A restoration that is the truth: y, image on the operator's canvas, kernel, operator."""
+    canvas = blurred_toy(side=side, sigma=1e-6, seed=seed).y
+    kernel, operator = line(), BlurOperator(boundary)
+    blurred = operator(canvas, kernel=kernel)
+    return (blurred + sigma * white(*blurred.shape).float())[0], canvas[0], kernel[0], operator
+
+
+@pytest.mark.parametrize("boundary", ["circular", "unknown", "reflect"])
+def test_the_truth_raises_no_flag(boundary):
+    y, image, kernel, operator = case(boundary)
+    restarts = Restarts(torch.cat([kernel, kernel, delta()[0]]), torch.tensor([1.0, 1.01, math.inf]))
+    found = diagnose(y, image, kernel, SIGMA, operator, restarts=restarts, sigma_used=SIGMA)
+    assert found.flags == ()
+    assert found.features["residual_ratio"] == pytest.approx(1, abs=0.03)
+    assert found.features["restart_support"] == pytest.approx(1)
+    assert found.features["restart_margin"] == pytest.approx(0.01, abs=1e-6)
+
+
+def test_a_frame_explains_the_inner_part_as_its_canvas_explains_all():
+    y, canvas, kernel, operator = case("unknown", side=64)
+    mask = torch.ones(1, *y.shape[-2:])
+    mask[:, 20:25, 30:40] = 0
+    y = torch.where(mask == 0, 1.5, y)
+    frame = operator.crop_to_frame(canvas, kernel_size=(9, 9))
+    whole = diagnose(y, canvas, kernel, SIGMA, operator, mask=mask).features
+    inner = diagnose(y, frame, kernel, SIGMA, operator, mask=mask).features
+    assert whole["residual_ratio"] == pytest.approx(1, abs=0.03)
+    assert inner["residual_ratio"] == pytest.approx(1, abs=0.03)
+    assert whole["sharpening"] == inner["sharpening"]
+    assert diagnose(y, frame, kernel, SIGMA, operator).features["residual_ratio"] > 2
+
+
+def test_an_image_of_another_size_is_refused():
+    y, image, kernel, operator = case()
+    with pytest.raises(InputError, match="48, 48"):
+        diagnose(y, image[:, 1:], kernel, SIGMA, operator)
+
+
+def spoilt(flag):
+    """Arguments of `diagnose` for a restoration with one thing wrong."""
+    y, image, kernel, operator = case(side=64)
+    options = {}
+    if flag == "no_blur":
+        kernel = delta()[0]
+        y = image + SIGMA * white(*image.shape).float()
+    if flag == "residual_too_large":
+        y = y + 2 * SIGMA * white(*y.shape, seed=1).float()
+    if flag == "residual_not_white":
+        y = y + 0.5 * SIGMA * operator(white(1, *y.shape, seed=1).float(), kernel=kernel[None])[0] * 3
+    if flag == "kernel_at_border":
+        kernel = line(row=0)[0]
+        y = operator(image[None], kernel=kernel[None])[0] + SIGMA * white(*y.shape).float()
+    if flag == "restarts_disagree":
+        options["restarts"] = Restarts(torch.cat([kernel, kernel.mT, delta()[0]]), torch.tensor([1.0, 1.0, 1.01]))
+    if flag == "blur_not_uniform":
+        options["window_kernels"] = torch.cat([kernel, kernel.mT, delta()[0]])
+    if flag == "texture_poor":
+        y, image = 0.5 + 0.1 * (y - 0.5), 0.5 + 0.1 * (image - 0.5)
+        y = operator(image[None], kernel=kernel[None])[0] + SIGMA * white(*y.shape).float()
+    if flag == "saturated":
+        image = (1.6 * image).clamp(max=1)
+        y = operator(image[None], kernel=kernel[None])[0] + SIGMA * white(*y.shape).float()
+        options["mask"] = (y < 1).all(0, keepdim=True).float()
+        y = y.clamp(max=1)
+    if flag == "noise_corrected":
+        options["sigma_used"] = 1.5 * SIGMA
+    return (y, image, kernel, SIGMA, operator), options
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_each_flag_is_raised_by_its_cause(flag):
+    arguments, options = spoilt(flag)
+    assert flag in diagnose(*arguments, **options).flags
+
+
+def test_flags_are_plain_sentences():
+    assert all(text[0].isupper() and text.endswith(".") and len(text) < 120 for text in FLAGS.values())
+
+
+def test_a_wrong_kernel_is_trusted_less():
+    y, image, kernel, operator = case(side=64)
+    same = Restarts(kernel.expand(3, -1, -1), torch.tensor([1.0, 1.01, 1.02]))
+    right = diagnose(y, image, kernel, SIGMA, operator, restarts=same)
+    wrong_kernel = torch.full((1, 9, 9), 1 / 81)
+    others = Restarts(torch.cat([wrong_kernel, kernel.mT, delta()[0]]), torch.tensor([2.0, 2.5, 3.0]))
+    ringing = image + 0.3 * white(*image.shape).float()
+    wrong = diagnose(y, ringing, wrong_kernel, SIGMA, operator, restarts=others)
+    assert wrong.trust < right.trust - 0.2
+
+
+def test_features_are_finite_and_those_without_a_value_are_left_out():
+    flat = torch.full((3, 32, 32), 0.5)
+    found = diagnose(flat, flat, delta()[0], SIGMA, BlurOperator(), restarts=Restarts(delta()[0], torch.tensor([1.0])))
+    assert all(math.isfinite(value) for value in found.features.values())
+    assert not {"sparsity_before", "sharpening", "restart_agreement", "restart_margin"} & found.features.keys()
+    assert 0 <= found.trust <= 1
+
+
+def test_trust_is_bounded_and_takes_a_missing_feature_as_typical():
+    typical = {
+        name: math.exp(term.mean) if name in diagnostics.LOGARITHMIC else term.mean
+        for name, term in TRUST_TERMS.items()
+    }
+    assert trust({}) == pytest.approx(trust(typical)) == pytest.approx(trust(dict.fromkeys(typical)))
+    assert trust({}) == pytest.approx(1 / (1 + math.exp(-diagnostics.TRUST_BIAS)))
+    extreme = [trust({name: value}) for name in typical for value in (-1e9, 0.0, 1e9)]
+    assert all(0.001 < value < 0.999 for value in extreme)
+
+
+def test_every_term_is_a_feature():
+    y, image, kernel, operator = case()
+    restarts = Restarts(kernel.expand(3, -1, -1), torch.tensor([1.0, 1.01, 1.02]))
+    found = diagnose(y, image, kernel, SIGMA, operator, restarts=restarts, window_kernels=kernel.expand(2, -1, -1))
+    assert isinstance(found, Diagnosis)
+    assert TRUST_TERMS.keys() | diagnostics.LOGARITHMIC <= found.features.keys()
+    assert len(TRUST_TERMS) in range(3, 6)
+
+
+# The fit
+
+
+def write_runs(folder, count=60, slope=2.0, seed=0):
+    """Rows whose gain follows one feature, with noise, and not the other; three seeds a picture."""
+    generator = torch.Generator().manual_seed(seed)
+    useful, useless, noise = torch.randn(3, count, generator=generator).tolist()
+    folder.mkdir(parents=True)
+    with open(folder / "results.jsonl", "w") as file:
+        for number in range(count):
+            row = {"id": f"p{number // 3}", "status": "ok", "psnr_measurement_aligned": 20.0}
+            row |= {"psnr_aligned": 20.5 + slope * useful[number] + noise[number]}
+            row |= {"feature_useful": useful[number], "feature_useless": useless[number]}
+            row |= {"feature_rare": None if number % 2 else 1.0 + number}
+            file.write(json.dumps(row) + "\n")
+        file.write(json.dumps(row | {"id": "x", "status": "failed: diverged"}) + "\n")
+        file.write(json.dumps({"id": "photo", "status": "ok", "psnr_aligned": None, "feature_useful": 0.0}) + "\n")
+
+
+def test_auroc_is_the_chance_of_the_right_order():
+    bad = torch.tensor([True, True, False, False])
+    assert bench.auroc(torch.tensor([-1000.0, -2000.0, -3000.0, -4000.0]), bad) == 1
+    assert bench.auroc(torch.tensor([1.0, 3.0, 2.0, 1.0]), bad) == pytest.approx((0 + 0.5 + 1 + 1) / 4)
+
+
+def test_the_fit_finds_what_decides_and_reads_runs_below_a_folder(tmp_path):
+    write_runs(tmp_path / "a" / "seed0")
+    runs = bench.read_runs([tmp_path])
+    assert len(runs) == 60
+    single = bench.single_aurocs(runs, torch.tensor([run.gain < 0 for run in runs]))
+    assert single["useful"] < 0.15
+    assert 0.3 < single["useless"] < 0.7
+    bias, terms = bench.fit(runs, ["useful", "useless", "rare"])
+    assert terms["useful"].weight > 1.5 > 2 * abs(terms["useless"].weight)
+    assert terms["rare"].mean == pytest.approx(sum(range(1, 60, 2)) / 30)
+    assert bias > 0
+
+
+def test_a_fit_promises_what_it_keeps(tmp_path):
+    """At the maximum of the likelihood the mean trust is the share of good runs."""
+    write_runs(tmp_path / "a", count=90)
+    runs = bench.read_runs([tmp_path])
+    bias, terms = bench.fit(runs, ["useful"])
+    promised = sum(trust(run.features, bias, terms) for run in runs) / len(runs)
+    assert promised == pytest.approx(sum(run.gain >= 0 for run in runs) / len(runs), abs=1e-3)
+
+
+def test_cross_validation_never_sees_the_picture_it_judges(tmp_path):
+    write_runs(tmp_path / "a")
+    runs = bench.read_runs([tmp_path])
+    lied = [bench.Run(run.id, -run.gain if run.id == "p3" else run.gain, run.features, run.predictors) for run in runs]
+    honest, other = bench.cross_validated(runs, ["useful"]), bench.cross_validated(lied, ["useful"])
+    own = torch.tensor([run.id == "p3" for run in runs])
+    torch.testing.assert_close(honest[own], other[own], rtol=0, atol=0)
+    assert not torch.allclose(honest[~own], other[~own])
+
+
+@pytest.mark.parametrize("options", [(), ("--fit", "useful,useless")])
+def test_the_command_prints_a_report(tmp_path, monkeypatch, capsys, options):
+    write_runs(tmp_path / "a")
+    monkeypatch.setattr("sys.argv", ["trust", str(tmp_path), *options])
+    assert bench.main() == 0
+    printed = capsys.readouterr().out
+    assert "60 runs of 20 pictures" in printed
+    assert ("TRUST_BIAS" in printed) == bool(options)
+
+
+def test_the_command_says_what_it_lacks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["trust", str(tmp_path)])
+    assert bench.main() == 2
+    assert "got 0" in capsys.readouterr().err

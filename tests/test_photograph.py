@@ -1,0 +1,140 @@
+"""Any photograph: windows, a support that grows, tiles, and what is said of it."""
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import pytest
+import torch
+from toys import blurred_toy, tiny_prior
+
+from codiffuse.errors import InputError
+from codiffuse.estimation.hqs import HQS
+from codiffuse.estimation.regularizers import NoRegularizer
+from codiffuse.methods.base import restoration
+from codiffuse.methods.fast_em import FastEM
+from codiffuse.methods.non_blind import NonBlind
+from codiffuse.methods.photograph import Photograph
+from codiffuse.methods.restarts import BestOfRestarts
+from codiffuse.methods.steps import ReverseProcess
+from codiffuse.methods.tiles import Tiled
+from codiffuse.operators.blur import BlurOperator
+from codiffuse.randomness import GeneratorNoise
+
+TRUE_SIZE = 15
+UNKNOWN = BlurOperator("unknown")
+
+
+@dataclass(frozen=True)
+class Truncating:
+    """A blind method that finds as much of a flat kernel of `TRUE_SIZE` px as its support holds."""
+
+    kernel_size: int = 9
+    seen: list = field(default_factory=list)
+    needs: ClassVar = ()
+    num_steps = 2
+
+    def supports(self, operator):
+        return None
+
+    def with_kernel_size(self, size):
+        return replace(self, kernel_size=size)
+
+    def __call__(self, measurement, *, noise, init=None, callback=None):
+        self.seen.append((self.kernel_size, measurement))
+        side = min(self.kernel_size, TRUE_SIZE)
+        kernel = torch.zeros(1, 1, self.kernel_size, self.kernel_size)
+        edge = (self.kernel_size - side) // 2
+        kernel[..., edge : edge + side, edge : edge + side] = 1 / side**2
+        shape = measurement.operator.image_shape(measurement.y.shape[-2:], kernel_size=kernel.shape[-2:])
+        return restoration(measurement, torch.full((1, 1, 3, *shape), 0.5), {"kernel": kernel}, 2)
+
+
+def photograph(blind, **options):
+    process = ReverseProcess(num_steps=2)
+    finish = Tiled(NonBlind(tiny_prior(), process=process, num_particles=2), tile=48, overlap=8)
+    return Photograph(blind, finish, HQS(NoRegularizer(), iterations=2), **{"first_kernel_size": 9} | options)
+
+
+def blurred(side=64, sigma=0.02):
+    return replace(blurred_toy(1, side=side, sigma=sigma), operator=UNKNOWN)
+
+
+def run(method, measurement, **options):
+    return method(measurement, noise=GeneratorNoise([0]), **options)
+
+
+def test_the_support_grows_until_the_kernel_fits():
+    blind = Truncating()
+    found = run(photograph(blind), blurred())
+    assert [size for size, _ in blind.seen] == [9, 13, 19]
+    assert found.params["kernel"].shape == (1, 1, 19, 19)
+    assert found.image.shape == (1, 3, 64, 64)
+    assert found.samples.shape == (1, 2, 3, 64, 64)
+
+
+@pytest.mark.parametrize(("options", "sizes"), [({"kernel_size": 9}, [9]), ({"max_kernel_size": 13}, [9, 13])])
+def test_the_support_does_not_grow_beyond_what_was_asked(options, sizes):
+    blind = Truncating()
+    run(photograph(blind, **options), blurred())
+    assert [size for size, _ in blind.seen] == sizes
+
+
+def test_a_large_picture_is_seen_through_windows():
+    blind = Truncating()
+    found = run(photograph(blind, window=40, num_windows=2, kernel_size=9), blurred(96))
+    row = blind.seen[0][1]
+    assert row.y.shape == (1, 3, 40, 40 + 8 + 40)
+    assert row.operator.boundary == "unknown"
+    assert len(found.windows.places) == 2
+    assert found.windows.kernels.shape == (2, 9, 9)
+    for place, left in zip(found.windows.places, (0, 48), strict=True):
+        assert torch.equal(row.y[..., left : left + 40], place.crop(blurred(96).y))
+
+
+def test_a_small_picture_is_its_own_window():
+    blind = Truncating()
+    measurement = blurred(64)
+    found = run(photograph(blind, window=40, num_windows=3, kernel_size=9), measurement)
+    assert blind.seen[0][1] is measurement
+    assert len(found.windows.places) == 1
+
+
+def test_what_the_kernel_leaves_unexplained_raises_the_noise_within_limits():
+    """The stub's gray picture explains nothing, so its residual is far above the noise."""
+    measurement = blurred()
+    factors = [
+        float(run(photograph(Truncating(), max_noise_correction=limit), measurement).noise_level / measurement.sigma)
+        for limit in (1.0, 1.5)
+    ]
+    assert factors == pytest.approx([1.0, 1.5])
+
+
+def test_it_is_the_non_blind_restoration_with_the_kernel_that_was_found():
+    measurement, method = blurred(40), photograph(Truncating(), max_noise_correction=1.0)
+    found = run(method, measurement)
+    known = replace(measurement, known={"kernel": found.params["kernel"]})
+    torch.testing.assert_close(found.samples, run(method.finish, known).samples)
+
+
+def test_progress_counts_the_whole_run():
+    seen = []
+    run(
+        photograph(Truncating(), kernel_size=9),
+        blurred(96),
+        callback=lambda info: seen.append((info.number, info.total)),
+    )
+    assert seen[-1][0] == seen[-1][1]
+    assert [number for number, _ in seen] == sorted({number for number, _ in seen})
+
+
+def test_one_photograph_at_a_time():
+    with pytest.raises(InputError, match="batch_size=1"):
+        photograph(Truncating())(replace(blurred_toy(2), operator=UNKNOWN), noise=GeneratorNoise([0, 1]))
+
+
+def test_restarts_of_a_real_blind_method_are_passed_on():
+    process = ReverseProcess(num_steps=2, start=0.5)
+    once = FastEM(tiny_prior(), HQS(NoRegularizer(), iterations=2), process=process, kernel_size=7)
+    found = run(photograph(BestOfRestarts(once, once, 7, (0.1, 0.2), 1), kernel_size=5), blurred(40))
+    assert found.restarts.kernels.shape == (1, 2, 5, 5)
+    assert found.nfe == 3 * 2 + 2
