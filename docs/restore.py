@@ -18,13 +18,13 @@ import torch
 from PIL import Image
 
 import codiffuse
-from codiffuse.data.sources import centre_crop, sources
+from codiffuse.data.sources import centre_crop, downscale, sources
 from codiffuse.metrics.image import psnr_aligned
 from codiffuse.metrics.kernel import mnc
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.simulate.motion import RandomPathKernels
 
-side = int(os.environ.get("CODIFFUSE_DOCS_SIDE", 112))  # of the blurred picture, px: the time goes with its square
+side = int(os.environ.get("CODIFFUSE_DOCS_SIDE", 96))  # of the blurred picture, px: the time goes with its square
 kernel_size = 17
 sigma = 3 / 255
 
@@ -35,10 +35,11 @@ sigma = 3 / 255
 # border of the blurred picture holds light from beyond its frame, as in a real photograph. Some noise comes on top.
 
 # %%
-[sharp] = sources("sample:astronaut")
+[coffee] = sources("sample:coffee")
+sharp = downscale(coffee.load().pixels, 220)  # (3, H, W) in [0, 1]
 operator = BlurOperator("valid")
 canvas = operator.image_shape((side, side), kernel_size=(kernel_size, kernel_size))
-scene = centre_crop(sharp.load().pixels, canvas)  # (3, H, W) in [0, 1]
+scene = centre_crop(sharp, canvas)
 true_kernel = RandomPathKernels(kernel_size)(np.random.default_rng(3))  # (1, h, w), sums to one
 
 blurred = operator(scene[None], kernel=true_kernel[None])[0]
@@ -49,8 +50,8 @@ truth = operator.crop_to_frame(scene, kernel_size=(kernel_size, kernel_size))
 # ## Restoring it
 #
 # `restore` takes a file, a Pillow picture, an array or a tensor. We do not tell it the kernel, only that it fits into
-# `kernel_size` pixels ("auto" finds that too), and not the noise level, which it estimates. It finds the kernel first and
-# then restores the picture with it, four times over: several samples of what the picture may have been. A callback sees
+# `kernel_size` pixels ("auto" finds that too), and not the noise level, which it estimates. It finds the kernel first,
+# and then restores the picture with it, four times over: samples of what the picture may have been. A callback sees
 # every step. All settings are those of `conf/infer.yaml`.
 
 
@@ -65,9 +66,9 @@ print(restored)
 
 # %% [markdown]
 # `image` and `kernel` are NumPy arrays, `row` holds everything that was measured, and `notes` what was done to the
-# picture on reading. `residual` is what picture and kernel together leave unexplained, in units of the noise: near 1 the
-# model fits. `trust` is the estimated chance that the result is better than what we had, `flags` say what speaks against
-# it.
+# picture on reading. `residual` is what picture and kernel together leave unexplained, in units of the noise: near 1
+# the model fits. `trust` is the estimated chance that the result is better than what we had, and `flags` are what
+# speaks against it.
 
 # %%
 print(f"{restored.status}; noise {255 * restored.sigma:.1f} of 255; residual {restored.residual:.2f} sigma")
@@ -92,8 +93,9 @@ shown(*(kernel / kernel.max() for kernel in (restored.kernel, true_kernel[0].num
 # %% [markdown]
 # ## How sure is it?
 #
-# `std` is the standard deviation over the samples: large along edges whose place the measurement leaves open. It holds
-# for the kernel that was found; that this kernel itself may be wrong is what `trust` and `flags` are about.
+# `std` tells for every pixel how far the truth is likely to be from the restoration: a standard deviation, made of the
+# samples, and large along edges whose place the measurement leaves open. It holds for the kernel that was found; that
+# this kernel itself may be wrong is what `trust` and `flags` are about.
 
 # %%
 print(f"standard deviation: median {np.median(restored.std):.3f}, largest {restored.std.max():.3f}")

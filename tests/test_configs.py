@@ -122,7 +122,9 @@ def test_every_file_composes_and_fits_its_classes(composed, path):
     task = task_of(path)
     config = composed(task, *choices_of(path))
     assert set(misfits(config)) <= ADDED_IN_CODE
-    assert config.keys() | {"pipeline"} == composed(task).keys() | {"pipeline"}  # an experiment may set what there is, and add nothing
+    assert config.keys() | {"pipeline"} == composed(task).keys() | {
+        "pipeline"
+    }  # an experiment may set what there is, and add nothing
 
 
 @pytest.mark.parametrize("task", ["infer", "train"])

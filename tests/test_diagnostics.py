@@ -222,7 +222,7 @@ def spoilt(flag):
     if flag == "residual_too_large":
         y = y + 2 * SIGMA * white(*y.shape, seed=1).float()
     if flag == "residual_not_white":
-        y = y + 0.5 * SIGMA * operator(white(1, *y.shape, seed=1).float(), kernel=kernel[None])[0] * 3
+        y = y + 3 * SIGMA * operator(white(1, *y.shape, seed=1).float(), kernel=kernel[None])[0]
     if flag == "kernel_at_border":
         kernel = line(row=0)[0]
         y = operator(image[None], kernel=kernel[None])[0] + SIGMA * white(*y.shape).float()
@@ -231,7 +231,7 @@ def spoilt(flag):
     if flag == "blur_not_uniform":
         options["window_kernels"] = torch.cat([kernel, kernel.mT, delta()[0]])
     if flag == "texture_poor":
-        y, image = 0.5 + 0.1 * (y - 0.5), 0.5 + 0.1 * (image - 0.5)
+        image = 0.5 + 0.05 * (image - 0.5)
         y = operator(image[None], kernel=kernel[None])[0] + SIGMA * white(*y.shape).float()
     if flag == "saturated":
         image = (1.6 * image).clamp(max=1)

@@ -43,7 +43,7 @@ FRAMEWORKS = {
     "pytorch_lightning": {path.relative_to(ROOT).as_posix() for path in (ROOT / "training").glob("*.py")},
 }
 # Seconds to import, needed by few: imported inside the function that uses them.
-HEAVY = {"gradio", "lpips", "matplotlib", "scipy", "skimage", "timm", "torchmetrics"}
+HEAVY = {"gradio", "lpips", "matplotlib", "scipy", "skimage", "tifffile", "timm", "torchmetrics"}
 
 
 def imports(tree):

@@ -147,6 +147,14 @@ def test_nan_marks_that_image_failed_and_no_other():
     assert not found.status[1].startswith("failed: NaN")
 
 
+def test_a_held_kernel_stays_until_it_is_released():
+    toy, seen = blurred_toy(), []
+    method = FastEM(tiny_prior(), HQS(NoRegularizer(), 2), process=ReverseProcess(4), kernel_size=7, held_steps=2)
+    start = toy.known["kernel"]
+    method(toy, noise=GeneratorNoise([0]), init={"kernel": start}, callback=lambda i: seen.append(i.params["kernel"]))
+    assert [torch.equal(kernel, start) for kernel in seen] == [True, True, False, False]
+
+
 def test_kernel_can_be_handed_on():
     method = replace(methods(tiny_prior())["fast_em"], m_step=replace(M_STEP, iterations=1, beta=1e12))
     measurement = blurred_toy()

@@ -16,7 +16,7 @@ from toys import noisy_copy, picture
 
 import codiffuse
 from codiffuse import cli
-from codiffuse.data.images import picture_of
+from codiffuse.data.images import picture_of, read_picture
 from codiffuse.errors import InputError
 from codiffuse.methods.fast_em import FastEM
 
@@ -191,13 +191,19 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory, tiny_zoo) -> Ended:
-    """One run of the program over all files, in the folder in which they are."""
+def folder(tmp_path_factory) -> Path:
+    """Where all these files are."""
     folder = tmp_path_factory.mktemp("kinds")
     for name, kind in KINDS.items():
         kind.write(folder / name)
     for name, (write, _) in REFUSED.items():
         write(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ended(folder, tiny_zoo) -> Ended:
+    """One run of the program over them."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(folder)
         monkeypatch.setenv("CODIFFUSE_ZOO", str(tiny_zoo))
@@ -208,11 +214,6 @@ def ended(tmp_path_factory, tiny_zoo) -> Ended:
         ended = run(cli.infer, *QUICK, *once(()), *settings, names)
     assert "Traceback" not in ended.out + ended.err
     return ended
-
-
-@pytest.fixture(scope="module")
-def folder(ended, tmp_path_factory) -> Path:
-    return tmp_path_factory.getbasetemp() / "kinds0"
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -235,7 +236,7 @@ def test_one_line_says_why_not(ended, folder, name):
     assert line.startswith(f"error: {Path(name).stem} failed: {name}: expected")
     assert all(word in line for word in words), line
     with pytest.raises(InputError) as caught:
-        codiffuse.restore(folder / name)
+        read_picture(folder / name)
     assert "\n" not in str(caught.value)
     assert all(word in str(caught.value) for word in words)
 

@@ -79,7 +79,8 @@ def test_refinement_goes_on_from_the_best_and_is_kept_only_if_it_helps(measureme
     runs = [found(measurement, [error] * 2) for error in (0.05, 0.02, 0.04)]
     worse, better = found(measurement, [0.03] * 2), found(measurement, [0.01] * 2)
     first, refine = Scripted(runs), Scripted([worse, better])
-    chosen = BestOfRestarts(first, refine, 7, (0.1, 0.2, 0.3), 2)(measurement, noise=GeneratorNoise([0, 1]))
+    method = BestOfRestarts(first, refine, 7, (0.1, 0.2, 0.3), 2, min_agreement=None)
+    chosen = method(measurement, noise=GeneratorNoise([0, 1]))
     widths = [float(init["kernel"][0].amax()) for init in first.inits]
     assert widths == sorted(widths, reverse=True)  # a wider Gaussian has a lower peak
     assert widths[0] > 1.5 * widths[2]
@@ -87,6 +88,26 @@ def test_refinement_goes_on_from_the_best_and_is_kept_only_if_it_helps(measureme
         assert torch.equal(init["image"], runs[1].canvas())
     assert torch.equal(chosen.image, better.image)
     assert chosen.nfe == 15
+
+
+def test_refinement_goes_on_from_the_consensus_and_is_kept_unless_it_failed(measurement):
+    runs = [found(measurement, [error] * 2) for error in (0.05, 0.02, 0.04)]
+    for run, column in zip(runs, (1, 3, 3), strict=True):  # one kernel has a second peak
+        run.params["kernel"][..., 3, column] += 1
+        run.params["kernel"] /= 2
+    worse = found(measurement, [0.03] * 2)
+    broken = replace(found(measurement, [0.01] * 2), status=("ok", "failed: NaN or infinite values"))
+    refine = Scripted([worse, broken])
+    method = BestOfRestarts(Scripted(runs), refine, 7, (0.1, 0.2, 0.3), 2, min_agreement=0.9)
+    chosen = method(measurement, noise=GeneratorNoise([0, 1]))
+    assert refine.inits[0].keys() == {"kernel"}
+    torch.testing.assert_close(refine.inits[0]["kernel"], runs[1].params["kernel"])  # the one that differs is left out
+    assert torch.equal(chosen.image[0], broken.image[0])
+    assert torch.equal(chosen.image[1], worse.image[1])
+    assert chosen.restarts.kernels.shape == (2, 3, 7, 7)
+    torch.testing.assert_close(
+        chosen.restarts.residuals[0], torch.stack([residual(measurement, run)[0] for run in runs])
+    )
 
 
 def test_with_a_real_method_steps_are_counted_through():
@@ -108,6 +129,12 @@ def test_an_init_replaces_the_gaussians(measurement):
     init = {"kernel": measurement.known["kernel"]}
     BestOfRestarts(first, Scripted([]), 7, (0.1, 0.2), 0)(measurement, noise=GeneratorNoise([0, 1]), init=init)
     assert first.inits == [init, init]
+
+
+@pytest.mark.parametrize("agreement", [-0.1, 1.5])
+def test_agreement_is_a_share(agreement):
+    with pytest.raises(InputError, match="min_agreement"):
+        BestOfRestarts(Scripted([]), Scripted([]), min_agreement=agreement)
 
 
 @pytest.mark.parametrize("widths", [(), (0.1, 0.0)])

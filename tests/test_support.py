@@ -18,9 +18,11 @@ def test_border_mass_grows_as_a_support_is_cut():
     wide = gaussian_kernel(65, 6.0)[None]
     cut = [wide[..., m : 65 - m, m : 65 - m] for m in (0, 12, 20, 26)]
     masses = [float(border_mass(k / k.sum())) for k in cut]
-    assert masses == sorted(masses) and masses[0] < 1e-3 < 0.02 < masses[-1]
+    assert masses == sorted(masses)
+    assert masses[0] < 1e-3 < 0.02 < masses[-1]
 
 
 @pytest.mark.parametrize("size", [9, 16, 33, 49])
 def test_the_next_size_is_odd_and_half_as_large_again(size):
-    assert grown(size) % 2 == 1 and abs(grown(size) - 1.5 * size) <= 1
+    assert grown(size) % 2 == 1
+    assert abs(grown(size) - 1.5 * size) <= 1

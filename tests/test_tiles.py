@@ -178,6 +178,15 @@ def test_short_memory_first_costs_time_then_smaller_tiles_then_windows():
     assert max(plans[2].tile) < max(plans[1].tile)
 
 
+def test_one_tile_takes_as_many_samples_at_a_time_as_fit():
+    measurement, method = photograph(32), tiled(num_particles=3)
+    lean = replace(method, max_memory=int(0.8 * method.plan((32, 32), KERNEL).bytes))
+    plans = [which.plan((32, 32), KERNEL) for which in (method, lean)]
+    assert [(plan.at_once, plan.together, plan.num_solves) for plan in plans] == [(True, 3, 1), (True, 2, 1)]
+    together, apart = (which(measurement, noise=noise()).samples for which in (method, lean))
+    assert torch.allclose(together, apart, atol=1e-4)
+
+
 def test_half_of_the_free_memory_is_used_unless_told_otherwise(monkeypatch):
     monkeypatch.setattr("codiffuse.methods.tiles.free_bytes", lambda device: 2 * 10**8)
     method = tiled(tile=256, max_memory=None)

@@ -89,6 +89,24 @@ def test_masked_pixels_are_avoided_and_do_not_count_as_texture():
     assert texture(y, SIGMA, torch.zeros_like(mask)) == 0
 
 
+def test_masked_pixels_cost_more_than_their_share():
+    """What surrounds clipped lights cannot be trusted: with a third masked, twice the texture is not enough."""
+    y = flat()
+    y[:, 48:112, 8:72] += 1.8 * waves(64, 64)
+    y[:, 48:112, 120:184] += waves(64, 64)
+    mask = torch.ones(1, 160, 200)
+    mask[:, 48:112:3, 8:72] = 0
+    assert covers(choose_windows(y, 64, 1, SIGMA)[0], 48, 8, 64, 64) > 0.5
+    assert covers(choose_windows(y, 64, 1, SIGMA, mask)[0], 48, 120, 64, 64) > 0.5
+
+
+def test_noise_far_away_is_not_preferred_to_texture_nearby():
+    y = flat(200, 300)
+    y[:, 60:124, 20:148] += waves(64, 128) / 2
+    for window in choose_windows(y, 64, 2, SIGMA):
+        assert covers(window, 60, 20, 64, 128) > 0.7
+
+
 def test_masking_half_of_an_even_texture_leaves_its_measure():
     y = waves(200, 200).expand(3, -1, -1) + noise(3, 200, 200)
     mask = torch.ones(1, 200, 200)

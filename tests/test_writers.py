@@ -22,7 +22,9 @@ from codiffuse.inference.pictures import (
     windows_picture,
 )
 from codiffuse.inference.summary import summarize
+from codiffuse.inference.uncertainty import FACTOR
 from codiffuse.inference.writers import Outcome, RunFolder
+from codiffuse.metrics.uncertainty import predictive_std
 
 HEADER = {"method": "fast_em", "experiment": None, "run_id": "r1", "device": "cpu", "commit": None, "versions": {}}
 BASE_FILES = {"measurement.png", "restored.png", "kernel.png", "kernel.npy", "panel.png", "trace.json"}
@@ -98,7 +100,7 @@ def test_contents_are_what_was_restored(folder):
     restored = np.asarray(Image.open(images / "restored.png"), float) / 255
     np.testing.assert_allclose(restored, outcome.image.permute(1, 2, 0), atol=0.5 / 255 + 1e-6)
     spread = np.asarray(Image.open(images / "std.png"), float) / 255
-    expected = outcome.samples.numpy().std(0, ddof=1).mean(0) / 0.2
+    expected = predictive_std(outcome.samples, FACTOR)[0].numpy() / 0.2
     np.testing.assert_allclose(spread, expected.clip(0, 1), atol=0.5 / 255 + 1e-6)
     kernel = np.asarray(Image.open(images / "kernel.png"))
     assert kernel.shape == (261, 261)  # 29 times 9

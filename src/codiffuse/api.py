@@ -38,7 +38,8 @@ class Restored:
     Attributes:
         image: `(H, W, C)` in [0, 1], the restoration: the mean of the samples.
         kernel: `(h, w)`, the blur that was found: non-negative, sums to one, centre at `(h // 2, w // 2)`.
-        std: `(H, W)` standard deviation over the samples, mean of the channels; `None` for one sample.
+        std: `(H, W)` calibrated standard deviation of the truth about `image`, from the samples, mean of the channels;
+            `None` for one sample.
         samples: `(n, H, W, C)` in [0, 1]; `None` where the method does not keep them.
         sigma: noise level that was used in the end, in [0, 1] units.
         status: `ok`, or `failed: reason`.

@@ -227,6 +227,21 @@ def kernel_adjoint(image: Tensor, residual: Tensor, boundary: str, kernel_size: 
     return irfft2(sum_middle(cross), s=grid)[..., :h, :w]
 
 
+def cross_correlate(kernel: Tensor, other: Tensor) -> Tensor:
+    """`c(s) = sum_r kernel(r - s) other(r)` at all shifts s, both zero outside their support.
+
+    Args:
+        kernel: `(..., h, w)`.
+        other: `(..., h', w')`.
+
+    Returns:
+        `(..., h + h' - 1, w + w' - 1)`; index (i, j) is the shift `(i - h + 1, j - w + 1)` between the first pixels.
+    """
+    size = [a + b - 1 for a, b in zip(kernel.shape[-2:], other.shape[-2:], strict=True)]
+    # Correlating with a kernel is convolving with its mirror image.
+    return irfft2(rfft2(kernel.flip(-2, -1), s=size) * rfft2(other, s=size), s=size)
+
+
 def _source_index(size: int, before: int, after: int, boundary: str, device: torch.device) -> Tensor:
     """For each pixel of a padded axis, the pixel of the axis it is copied from."""
     index = torch.arange(-before, size + after, device=device)

@@ -27,7 +27,12 @@ def recentre_integer(kernel: Tensor) -> Tensor:
     h, w = kernel.shape[-2:]
     row, column = centre_of_mass(kernel).unbind(1)
     rows, columns = (row - h // 2).round().long(), (column - w // 2).round().long()  # (B,)
-    return shift_and_divide(_shift_axis(_shift_axis(kernel, rows, -2), columns, -1))
+    return shift_and_divide(moved(kernel, -rows, -columns))
+
+
+def moved(kernel: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Each kernel of `(B, 1, h, w)`, by whole pixels `(B,)` down and to the right; what leaves the support is lost."""
+    return _shift_axis(_shift_axis(kernel, -rows, -2), -columns, -1)
 
 
 def recentre_spline(kernel: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ from codiffuse.inference.pictures import (
 )
 from codiffuse.inference.report import write_report
 from codiffuse.inference.summary import summarize
+from codiffuse.inference.uncertainty import FACTOR
+from codiffuse.metrics.uncertainty import predictive_std
 
 ALWAYS = ("measurement.png", "restored.png", "trace.json", "panel.png")  # of an image that is done
 PREVIEW_SIDE, PREVIEW_QUALITY = 1600, 90  # larger pictures get a reduced copy, which is what the report shows
@@ -83,10 +85,10 @@ class Outcome:
 
     @property
     def spread(self) -> Tensor | None:
-        """(C, H, W) standard deviation over the samples; None when there is a single one."""
+        """(C, H, W) calibrated standard deviation of the truth about the image; None when there is a single sample."""
         if self.std is not None or self.samples is None or len(self.samples) < 2:
             return self.std
-        return self.samples.std(0)
+        return predictive_std(self.samples, FACTOR)
 
 
 class RunFolder:

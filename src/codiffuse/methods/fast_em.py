@@ -41,6 +41,8 @@ class FastEM:
         process: the reverse chain.
         num_particles: n; the restoration is the mean of the n samples.
         kernel_size: side of the unknown kernel, px.
+        held_steps: first steps of a run, during which the kernel stays what it was given: an M-step there, from images
+            that are still coarse, would spoil a kernel that is good already.
         particle_chunk: particles a network call; `None` takes as many as the free memory holds.
     """
 
@@ -50,6 +52,7 @@ class FastEM:
     process: ReverseProcess = field(default_factory=ReverseProcess)
     num_particles: int = 1
     kernel_size: int = 33
+    held_steps: int = 0
     particle_chunk: int | None = None
     needs: ClassVar[tuple[str, ...]] = ()
 
@@ -113,10 +116,11 @@ class FastEM:
             image = self.prior.space.decode(x0).clamp(0, 1)
             image_hat = torch.fft.rfft2(image)
             # Alg. 2, line 4: K_{t-1} = M-step(y, x0-hat, sigma), Eqs. 24 and 25.
-            equations = operator.normal_equations(
-                y, image, kernel_size=size, mask=measurement.mask, y_hat=y_hat, images_hat=image_hat
-            )
-            kernel = self.m_step(equations, sigma, kernel, self.guidance.r2(step))
+            if number > self.held_steps:
+                equations = operator.normal_equations(
+                    y, image, kernel_size=size, mask=measurement.mask, y_hat=y_hat, images_hat=image_hat
+                )
+                kernel = self.m_step(equations, sigma, kernel, self.guidance.r2(step))
             # Alg. 2, line 5: g = grad log p(y | x_t, K_{t-1}), Eq. 16 or 17.
             cotangent = self.guidance.cotangent(
                 operator,

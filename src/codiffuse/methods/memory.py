@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,16 +65,6 @@ def particles_that_fit(prior: Prior, shape: tuple[int, ...]) -> int | None:
     return fit
 
 
-def peak_bytes(prior: Prior, shape: tuple[int, ...]) -> int:
-    """What a network call for particles `(B, n, C, H, W)` takes at its peak, forward and backward pass."""
-    return round(bytes_per_pixel(prior) * shape[0] * shape[1] * shape[-2] * shape[-1] / SHARE)
-
-
-def side_that_fits(prior: Prior, memory: int) -> int:
-    """The side, px, of the largest square particle whose network call takes at most `memory` bytes."""
-    return math.isqrt(int(max(memory, 0) * SHARE / bytes_per_pixel(prior)))
-
-
 @dataclass(frozen=True)
 class Estimate:
     """What a run is going to take; `a + b` is for one run after the other.
@@ -118,7 +107,8 @@ def estimate(prior: Prior, shape: tuple[int, ...], calls: int) -> Estimate:
         torch.autograd.grad(x0, x, x0)
 
     areas = shape[0] * shape[1] * shape[-2] * shape[-1] / side**2
-    return Estimate(calls * areas * OVERHEAD * _seconds(call, device), peak_bytes(prior, shape))
+    peak = bytes_per_pixel(prior) * shape[0] * shape[1] * shape[-2] * shape[-1] / SHARE
+    return Estimate(calls * areas * OVERHEAD * _seconds(call, device), round(peak))
 
 
 def _seconds(call: Callable[[], None], device: torch.device) -> float:

@@ -1,19 +1,21 @@
-"""Several short runs of a blind method, of which the one that explains the measurement best is refined.
+"""Several short runs of a blind method, and one more from what they agree on.
 
-Blind deconvolution has many local optima, and a run's seed decides in which it ends. The residual tells good ends from
-bad ones: a wrong kernel leaves what no sharp picture explains.
+Blind deconvolution has many local optima, and a run's start decides in which it ends. Runs that err do so in different
+ways, so the mean of the kernels that agree is better than nearly each of them (docs/methods.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from codiffuse.errors import InputError
+from codiffuse.estimation.consensus import consensus
 from codiffuse.methods.base import BlindMethod, Callback, Measurement, Restarts, Restoration
 from codiffuse.methods.steps import check_counts, part_of_run
 from codiffuse.operators.blur import BlurOperator
@@ -23,29 +25,34 @@ from codiffuse.simulate.gaussian import gaussian_kernel
 
 @dataclass(frozen=True)
 class BestOfRestarts:
-    """Restarts, a choice by the residual, refinements that must lower it.
+    """Restarts, their consensus, refinements.
 
     Attributes:
         first: blind method that is run once for each of `initial_widths`, each time with fresh noise.
-        refine: blind method that goes on from the best kernel and image so far, `num_refinements` times; what it finds
-            is kept where it lowers the residual.
+        refine: blind method that goes on from the kernel of the restarts, `num_refinements` times.
         kernel_size: side of the unknown kernel, px.
         initial_widths: standard deviations of the Gaussian kernels that the runs start from, as shares of
             `kernel_size`. A delta is a poor start: the first M-steps, which see coarse structure only, keep its peak.
         num_refinements: runs of `refine`.
+        min_agreement: MNC with the most central kernel from which a run's kernel enters the mean that refinement
+            starts from; what refinement finds is then kept, unless it failed. `None` starts from the run of least
+            residual, and keeps what lowers it.
     """
 
     first: BlindMethod
     refine: BlindMethod
     kernel_size: int = 33
     initial_widths: Sequence[float] = (0.09, 0.045, 0.15, 0.06)
-    num_refinements: int = 2
+    num_refinements: int = 1
+    min_agreement: float | None = 0.6
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_counts(kernel_size=self.kernel_size, initial_widths=len(self.initial_widths))
         if self.num_refinements < 0:
             raise InputError(f"Expected num_refinements >= 0, got {self.num_refinements}.")
+        if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
+            raise InputError(f"Expected min_agreement in [0, 1] or null, got {self.min_agreement}.")
         if min(self.initial_widths) <= 0:
             raise InputError(f"Expected initial_widths > 0 (shares of kernel_size), got {list(self.initial_widths)}.")
 
@@ -74,19 +81,28 @@ class BestOfRestarts:
     ) -> Restoration:
         """Restore `measurement.y`; arguments as for the methods inside. An `init` replaces the Gaussians."""
         starts = [init or {"kernel": self._gaussian(measurement.y, width)} for width in self.initial_widths]
-        best: Restoration | None = None
-        kernels, residuals = [], []
-        done = nfe = 0
-        for number in range(len(starts) + self.num_refinements):
-            refining = number >= len(starts)
-            method, start = (self.refine, best.as_init()) if refining else (self.first, starts[number])
-            found = method(measurement, noise=noise, init=start, callback=part_of_run(callback, done, self.num_steps))
-            if not refining:
-                kernels.append(found.params["kernel"][:, 0])
-                residuals.append(residual(measurement, found))
-            best = found if best is None else keep_better(measurement, best, found)
-            done, nfe = done + method.num_steps, nfe + found.nfe
-        return replace(best, nfe=nfe, restarts=Restarts(torch.stack(kernels, 1), torch.stack(residuals, 1)))
+        runs: list[Restoration] = []
+        for start in starts:
+            seen = part_of_run(callback, len(runs) * self.first.num_steps, self.num_steps)
+            runs.append(self.first(measurement, noise=noise, init=start, callback=seen))
+        kernels = torch.cat([found.params["kernel"] for found in runs], 1)
+        residuals = torch.stack([residual(measurement, found) for found in runs], 1)
+        best = reduce(partial(keep_better, measurement), runs)
+        start, done = best.as_init(), len(runs) * self.first.num_steps
+        if self.min_agreement is not None:
+            start = {"kernel": consensus(kernels, torch.isfinite(residuals), self.min_agreement)}
+        nfe = sum(found.nfe for found in runs)
+        for _ in range(self.num_refinements):
+            seen = part_of_run(callback, done, self.num_steps)
+            found = self.refine(measurement, noise=noise, init=start, callback=seen)
+            best = self._keep(measurement, best, found)
+            start, done, nfe = best.as_init(), done + self.refine.num_steps, nfe + found.nfe
+        return replace(best, nfe=nfe, restarts=Restarts(kernels, residuals))
+
+    def _keep(self, measurement: Measurement, best: Restoration, found: Restoration) -> Restoration:
+        if self.min_agreement is None:
+            return keep_better(measurement, best, found)
+        return choose(torch.isfinite(residual(measurement, found)), found, best)
 
     def _gaussian(self, y: Tensor, width: float) -> Tensor:
         kernel = gaussian_kernel(self.kernel_size, width * self.kernel_size)
@@ -102,18 +118,22 @@ def residual(measurement: Measurement, found: Restoration) -> Tensor:
 
 def keep_better(measurement: Measurement, best: Restoration, found: Restoration) -> Restoration:
     """For each image, whichever of two restorations has the smaller residual."""
-    better = residual(measurement, found) < residual(measurement, best)
+    return choose(residual(measurement, found) < residual(measurement, best), found, best)
 
-    def choose(new: Tensor, old: Tensor) -> Tensor:
-        return torch.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+def choose(take: Tensor, found: Restoration, best: Restoration) -> Restoration:
+    """For each image, `found` where `take` `(B,)` is true, else `best`."""
+
+    def pick(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(take.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
     return Restoration(
-        image=choose(found.image, best.image),
-        params={name: choose(value, best.params[name]) for name, value in found.params.items()},
-        samples=choose(found.samples, best.samples),
-        raw={name: choose(value, best.raw[name]) for name, value in found.raw.items()},
+        image=pick(found.image, best.image),
+        params={name: pick(value, best.params[name]) for name, value in found.params.items()},
+        samples=pick(found.samples, best.samples),
+        raw={name: pick(value, best.raw[name]) for name, value in found.raw.items()},
         nfe=found.nfe,
         status=tuple(
-            new if chosen else old for new, old, chosen in zip(found.status, best.status, better.tolist(), strict=True)
+            new if taken else old for new, old, taken in zip(found.status, best.status, take.tolist(), strict=True)
         ),
     )

@@ -21,7 +21,7 @@ from torch import Tensor
 from codiffuse.errors import InputError
 from codiffuse.fourier import Size, crop_to_frame
 from codiffuse.methods.base import Callback, Measurement, Restoration, restoration
-from codiffuse.methods.memory import Estimate, bytes_per_pixel, estimate, free_bytes, peak_bytes, side_that_fits
+from codiffuse.methods.memory import SHARE, Estimate, bytes_per_pixel, estimate, free_bytes
 from codiffuse.methods.non_blind import NonBlind
 from codiffuse.methods.steps import of_part, part_of_run
 from codiffuse.methods.windows import Window
@@ -43,13 +43,17 @@ class Plan:
         windows: along the height and the width of the measurement; their starts are where their canvases begin, too.
         prior: which sees the canvas of a window by tiles.
         tiles: the largest of them, along the height and the width of a canvas.
-        num_samples: n; where there are several tiles, samples are restored one after the other.
+        num_samples: n.
+        together: samples in a network call; where there are several tiles, one sample is restored after the other.
+        bytes: memory at the peak, beyond what the process and the measurement take already.
     """
 
     windows: tuple[Axis, Axis]
     prior: TiledPrior
     tiles: tuple[Axis, Axis]
     num_samples: int
+    together: int
+    bytes: int
 
     @property
     def num_windows(self) -> int:
@@ -117,38 +121,28 @@ class Tiled:
         Raises:
             InputError: not even the smallest tiles, or windows, fit the memory.
         """
-        prior, n, canvas = self.non_blind.prior, self.non_blind.num_particles, _canvas(frame, kernel_size)
-        memory = self._memory()
-        smallest = min(max(SMALLEST_TILE, 2 * self.overlap), self.tile, max(canvas))
-        tile = min(self.tile, side_that_fits(prior, memory - (n + SOLVE) * self._bytes(canvas)))
-        if tile >= smallest:
-            windows = Axis(frame[0], (0,)), Axis(frame[1], (0,))
-        else:
-            tile, shared = smallest, WINDOW_OVERLAP * max(kernel_size)
-            least = n * self._bytes(canvas) + peak_bytes(prior, (1, 1, prior.channels, tile, tile))
-            side = math.isqrt(max(memory - least, 0) // (SOLVE * self._bytes((1, 1)))) - max(kernel_size) + 1
-            if side < 2 * shared or memory < (2 * n + CLOSING) * self._bytes(canvas):
-                least += SOLVE * self._bytes(_canvas((2 * shared, 2 * shared), kernel_size))
-                least = max(least, (2 * n + CLOSING) * self._bytes(canvas))
-                raise InputError(
-                    f"Expected {least / 2**30:.2f} GiB or more for {n} samples of {frame[0]} x {frame[1]} px, "
-                    f"got {memory / 2**30:.2f} GiB; set max_memory= higher, or num_particles= lower."
-                )
-            windows = tuple(tile_axis(length, side, shared, 1) for length in frame)
-        tiled = TiledPrior(prior, tile, self.overlap)
-        seen = _canvas((windows[0].side, windows[1].side), kernel_size)
-        plan = Plan(windows, tiled, tiled.axes(seen), n)
-        spare = max(memory - self._needs(plan, frame, kernel_size), 0)
-        kept = min(int(spare / (bytes_per_pixel(prior) * math.prod(plan.tile))), plan.num_tiles)
-        return replace(plan, prior=replace(tiled, kept=kept))
+        prior, n = self.non_blind.prior, self.non_blind.num_particles
+        memory, each = self._memory(), bytes_per_pixel(prior)
+        tile, windows = self._divide(frame, kernel_size, memory, each)
+        tiled, canvas = TiledPrior(prior, tile, self.overlap), _canvas((windows[0].side, windows[1].side), kernel_size)
+        plan = Plan(windows, tiled, tiled.axes(canvas), n, together=1, bytes=0)
+        kept = each * math.prod(plan.tile)
+        needed = n * self._bytes(_canvas(frame, kernel_size)) + SOLVE * self._bytes(canvas) + kept / SHARE
+        # What is left holds more samples at a time, or activations that would be computed again.
+        most, cost = (n - 1, kept / SHARE) if plan.at_once else (plan.num_tiles, kept)
+        more = min(max(int((memory - needed) / cost), 0), most)
+        peak = round(max(needed + more * cost, self._closing_bytes(frame, kernel_size)))
+        if plan.at_once:
+            return replace(plan, together=1 + more, bytes=peak)
+        return replace(plan, prior=replace(tiled, kept=more), bytes=peak)
 
     def estimate(self, frame: Size, kernel_size: Size) -> Estimate:
         """Time and memory of a run on a measurement of `frame`, before it starts."""
         plan, prior = self.plan(frame, kernel_size), self.non_blind.prior
-        solves = plan.num_windows * plan.num_samples
-        one = estimate(prior, (1, 1, prior.channels, *plan.tile), solves * plan.num_tiles * self.num_steps)
-        again = (1 - plan.prior.kept / plan.num_tiles) / 2  # a forward pass takes as long as the backward pass after it
-        return Estimate(one.seconds * (1 + again), self._needs(plan, frame, kernel_size))
+        calls = plan.num_windows * plan.num_samples * plan.num_tiles * self.num_steps
+        once = estimate(prior, (1, 1, prior.channels, *plan.tile), calls).seconds
+        again = 1 - plan.prior.kept / plan.num_tiles  # a forward pass takes as long as the backward pass after it
+        return Estimate(once * (1 + again / 2), plan.bytes)
 
     def describe(self, frame: Size, kernel_size: Size) -> str:
         """The plan in words."""
@@ -188,9 +182,8 @@ class Tiled:
             raise InputError(f"Expected one picture to restore by tiles, got {len(y)}; set batch_size=1.")
         plan = self.plan(frame, kernel_size)
         if plan.at_once:
-            together = self._memory() // peak_bytes(self.non_blind.prior, (1, 1, y.shape[1], *plan.tile))
-            method = replace(self.non_blind, particle_chunk=self.non_blind.particle_chunk or max(together, 1))
-            return method(measurement, noise=noise, init=init, callback=callback)
+            chunk = self.non_blind.particle_chunk or plan.together
+            return replace(self.non_blind, particle_chunk=chunk)(measurement, noise=noise, init=init, callback=callback)
         if not isinstance(noise, GeneratorNoise):
             raise InputError(f"Expected noise from a seed (GeneratorNoise) for tiles, got {type(noise).__name__}.")
         x = self._solve(measurement, plan, noise.spawn("tiles").seeds[0], callback)
@@ -215,6 +208,27 @@ class Tiled:
             place.crop(x[:, sample]).addcmul_(found[:, 0], share.to(found))
         return x
 
+    def _divide(self, frame: Size, kernel_size: Size, memory: int, each: float) -> tuple[int, tuple[Axis, Axis]]:
+        """The largest tile, and the windows, that the memory allows; activations take `each` bytes a pixel."""
+        canvas = _canvas(frame, kernel_size)
+        whole = self.non_blind.num_particles * self._bytes(canvas)
+        smallest = min(max(SMALLEST_TILE, 2 * self.overlap), self.tile, max(canvas))
+        tile = min(self.tile, _side((memory - whole - SOLVE * self._bytes(canvas)) * SHARE / each))
+        if tile >= smallest:
+            return tile, (Axis(frame[0], (0,)), Axis(frame[1], (0,)))
+        shared, fixed = WINDOW_OVERLAP * max(kernel_size), whole + each / SHARE * smallest**2
+        least = fixed + SOLVE * self._bytes(_canvas((2 * shared, 2 * shared), kernel_size))
+        least = max(least, self._closing_bytes(frame, kernel_size))
+        if memory < least:
+            samples = _counted(self.non_blind.num_particles, "sample")
+            raise InputError(
+                f"Expected {least / 2**30:.2f} GiB or more for {samples} of {frame[0]} x {frame[1]} px, "
+                f"got {memory / 2**30:.2f} GiB; set max_memory= higher, or take fewer samples."
+            )
+        side = _side((memory - fixed) / (SOLVE * self._bytes((1, 1)))) - max(kernel_size) + 1
+        rows, columns = (tile_axis(length, side, shared, 1) for length in frame)
+        return smallest, (rows, columns)
+
     def _memory(self) -> int:
         if self.max_memory is not None:
             return self.max_memory
@@ -223,15 +237,9 @@ class Tiled:
     def _bytes(self, canvas: Size) -> int:
         return 4 * self.non_blind.prior.channels * math.prod(canvas)
 
-    def _needs(self, plan: Plan, frame: Size, kernel_size: Size) -> int:
-        """Bytes at the peak: while a window is solved, or at the end, when the whole picture is looked at."""
-        prior, whole = self.non_blind.prior, self._bytes(_canvas(frame, kernel_size))
-        window = self._bytes(_canvas((plan.windows[0].side, plan.windows[1].side), kernel_size))
-        tile = peak_bytes(prior, (1, 1, prior.channels, *plan.tile))
-        kept = plan.prior.kept * bytes_per_pixel(prior) * math.prod(plan.tile)
-        return max(
-            plan.num_samples * whole + SOLVE * window + tile + round(kept), (2 * plan.num_samples + CLOSING) * whole
-        )
+    def _closing_bytes(self, frame: Size, kernel_size: Size) -> int:
+        """At the end of a run, when the whole picture is looked at."""
+        return (2 * self.non_blind.num_particles + CLOSING) * self._bytes(_canvas(frame, kernel_size))
 
 
 def _parts(measurement: Measurement, plan: Plan, kernel_size: Size) -> Iterator[tuple[Measurement, Size, Tensor]]:
@@ -256,6 +264,10 @@ def _parts(measurement: Measurement, plan: Plan, kernel_size: Size) -> Iterator[
 def _canvas(frame: Size, kernel_size: Size) -> Size:
     """The canvas of a photograph of this size: no other boundary has a larger one."""
     return frame[0] + kernel_size[0] - 1, frame[1] + kernel_size[1] - 1
+
+
+def _side(area: float) -> int:
+    return math.isqrt(max(int(area), 0))
 
 
 def _counted(count: int, noun: str) -> str:

@@ -6,7 +6,8 @@ Kernels are `(B, 1, h, w)`; estimate and truth may differ in size. All scores re
 
 import torch
 from torch import Tensor
-from torch.fft import irfft2, rfft2
+
+from codiffuse.fourier import cross_correlate
 
 
 def mnc(estimate: Tensor, truth: Tensor) -> Tensor:
@@ -50,7 +51,4 @@ def _energy(kernel: Tensor) -> Tensor:
 
 def _correlation(estimate: Tensor, truth: Tensor) -> Tensor:
     """Full cross-correlation `(B, h + h' - 1, w + w' - 1)` in float64."""
-    size = [a + b - 1 for a, b in zip(estimate.shape[-2:], truth.shape[-2:], strict=True)]
-    # Correlating with the estimate is convolving with its mirror image.
-    spectrum = rfft2(estimate.double().flip(-2, -1), s=size) * rfft2(truth.double(), s=size)
-    return irfft2(spectrum, s=size)[:, 0]
+    return cross_correlate(estimate.double(), truth.double())[:, 0]
