@@ -89,8 +89,9 @@ class Tiled:
         non_blind: what restores it.
         tile: largest side of what the network sees at a time, px.
         overlap: px that neighbouring tiles share at least; they give way to each other over half of it.
-        max_memory: bytes that a run may take, beyond what the process and the measurement take already; `None` for all
-            that is free. Where they are few, a run takes longer, then tiles are smaller, then the picture is divided.
+        max_memory: bytes that a run may take, beyond what the process and the measurement take already; `None` for half
+            of what is free. Where they are few, a run takes longer, then tiles are smaller, then the picture is
+            divided.
     """
 
     non_blind: NonBlind
@@ -100,7 +101,7 @@ class Tiled:
     needs: ClassVar[tuple[str, ...]] = ("kernel",)
 
     def __post_init__(self) -> None:
-        least = 2 * getattr(self.non_blind.prior.network, "stride", 1)
+        least = 2 * self._stride
         if self.overlap < least or self.tile < 2 * self.overlap:
             raise InputError(
                 f"Expected overlap >= {least} and tile >= 2 overlap, got {self.overlap} and {self.tile}; set tile=."
@@ -110,6 +111,10 @@ class Tiled:
     def num_steps(self) -> int:
         """Steps of one solve; `plan` says how many there are."""
         return self.non_blind.num_steps
+
+    @property
+    def _stride(self) -> int:
+        return TiledPrior(self.non_blind.prior, self.tile, self.overlap).stride
 
     def supports(self, operator: BlurOperator) -> str | None:
         """`None`, or why not."""
@@ -216,18 +221,22 @@ class Tiled:
         tile = min(self.tile, _side((memory - whole - SOLVE * self._bytes(canvas)) * SHARE / each))
         if tile >= smallest:
             return tile, (Axis(frame[0], (0,)), Axis(frame[1], (0,)))
-        shared, fixed = WINDOW_OVERLAP * max(kernel_size), whole + each / SHARE * smallest**2
-        least = fixed + SOLVE * self._bytes(_canvas((2 * shared, 2 * shared), kernel_size))
-        least = max(least, self._closing_bytes(frame, kernel_size))
+        shared = max(WINDOW_OVERLAP * max(kernel_size), 2 * self._stride)
+        smallest_window = SOLVE * self._bytes(_canvas((2 * shared, 2 * shared), kernel_size))
+        least = max(whole + each / SHARE * smallest**2 + smallest_window, self._closing_bytes(frame, kernel_size))
         if memory < least:
             samples = _counted(self.non_blind.num_particles, "sample")
             raise InputError(
                 f"Expected {least / 2**30:.2f} GiB or more for {samples} of {frame[0]} x {frame[1]} px, "
                 f"got {memory / 2**30:.2f} GiB; set max_memory= higher, or take fewer samples."
             )
-        side = _side((memory - fixed) / (SOLVE * self._bytes((1, 1)))) - max(kernel_size) + 1
-        rows, columns = (tile_axis(length, side, shared, 1) for length in frame)
-        return smallest, (rows, columns)
+        # Small tiles and small windows both take time: they share what there is.
+        for_tile = min((memory - whole) / 2, memory - whole - smallest_window)
+        tile = max(min(self.tile, _side(for_tile * SHARE / each)), smallest)
+        for_window = memory - whole - each / SHARE * tile**2
+        side = _side(for_window / (SOLVE * self._bytes((1, 1)))) - max(kernel_size) + 1
+        rows, columns = (tile_axis(length, side, shared, self._stride) for length in frame)
+        return tile, (rows, columns)
 
     def _memory(self) -> int:
         if self.max_memory is not None:
