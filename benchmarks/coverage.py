@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from codiffuse import cli
+from codiffuse.errors import InputError
 from codiffuse.inference.uncertainty import FACTOR
 from codiffuse.metrics.image import align
 from codiffuse.metrics.uncertainty import calibration_factor, coverage, predictive_std
@@ -37,8 +38,12 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = {"input": arguments.pictures, "limit": arguments.limit, "crop": arguments.crop, "seed": arguments.seed}
     chosen = ["experiment=bench/bsd100_valid", "pipeline=photograph", "lpips=false", "animate=false", *arguments.set]
-    plain, method = cli.compose_infer(settings, chosen)
-    source, restorer = cli.measurements(plain), cli.restorer_of(plain, method)
+    try:
+        plain, method = cli.compose_infer(settings, chosen)
+        with cli.input_errors():
+            source, restorer = cli.measurements(plain), cli.restorer_of(plain, method)
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None
     parts = []
     for index in range(len(source.ids)):
         [outcome] = restorer([source.load(index)])

@@ -2,8 +2,8 @@
 
     python -m benchmarks.leaderboard outputs/infer/bsd100_motion/*
 
-Intervals are 95 % bootstrap intervals over images, each with its mean over seeds. A run counts for the row
-of its method and settings; the seed alone may differ.
+Rows of other methods or settings stay in the table. Intervals are 95 % bootstrap intervals over images, each with its
+mean over seeds. A run counts for the row of its method and settings; the seed alone may differ.
 """
 
 from __future__ import annotations
@@ -33,13 +33,28 @@ def main() -> int:
         groups[run["summary"]["method"], json.dumps(without_seed(run["config"]), sort_keys=True)].append(run)
     rows = [row_of(found) for _, found in sorted(groups.items())]
     TARGET.parent.mkdir(exist_ok=True)
+    replaced = {key_of(row) for row in rows}
+    kept = [row for row in read_table() if key_of(row) not in replaced]
     with TARGET.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(sorted(kept + rows, key=key_of))
     for row in rows:
         print("  ".join(f"{key} {value}" for key, value in row.items() if key not in ("device", "commit")))
     return 0
+
+
+def read_table() -> list[dict[str, str]]:
+    """The rows of the table as it is."""
+    if not TARGET.exists():
+        return []
+    with TARGET.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def key_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """What tells the rows of the table apart."""
+    return tuple(str(row[name]) for name in ("benchmark", "method", *PROTOCOL[1:]))
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
