@@ -96,7 +96,7 @@ def test_the_defaults_are_those_of_the_command_line(program, pictures):
     )
     assert_same_rows([restored.row], ended.rows(), 1e-4)
     assert np.abs(np.asarray(Image.open(ended.folder / "images/a/restored.png")) - 255 * restored.image).max() < 0.51
-    assert [info.number for info in seen] == list(range(1, 4 * 2 + 1 + 3 + 1))
+    assert [info.number for info in seen] == list(range(1, 4 * 2 + 2 * 1 + 3 + 1))
     assert all(isinstance(info, StepInfo) and info.total == len(seen) for info in seen)
     assert restored.sigma == restored.row["sigma_used"]
     assert (restored.trust, list(restored.flags)) == (restored.row["trust"], restored.row["flags"])
