@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from codiffuse.inference.pictures import KERNEL_SIDE, WHITE_SPREAD, kernel_picture, spread_picture, to_image, to_tensor
+from codiffuse.inference.pictures import (
+    FRAME_COLOUR,
+    KERNEL_SIDE,
+    WHITE_SPREAD,
+    kernel_picture,
+    spread_picture,
+    to_image,
+    to_tensor,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,7 +28,7 @@ if TYPE_CHECKING:
 MIN_SIDE, MAX_SIDE = 256, 2000  # of the pictures and of the whole panel
 GAP, CAPTION_HEIGHT, FONT_SIZE = 12, 20, 14
 FRAME_SIDE, FRAME_COLOURS, MAX_FRAMES, FRAME_MS, LAST_FRAME_MS = 192, 64, 40, 100, 1500
-BAR_HEIGHT, BAR_COLOUR = 4, (64, 224, 208)  # how far the run is, below the frames
+BAR_HEIGHT = 4  # how far the run is, below the frames
 
 
 def panel(outcome: Outcome) -> Tensor:
@@ -70,7 +78,7 @@ def animation(frames: Sequence[tuple[Tensor, Tensor]]) -> bytes:
         sheet = Image.new("RGB", (width + kernel_width, height + BAR_HEIGHT))
         sheet.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
         sheet.paste(tile, (width + (kernel_width - tile.width) // 2, (height - tile.height) // 2))
-        ImageDraw.Draw(sheet).rectangle((0, height, sheet.width * number // count, sheet.height), fill=BAR_COLOUR)
+        ImageDraw.Draw(sheet).rectangle((0, height, sheet.width * number // count, sheet.height), fill=FRAME_COLOUR)
         sheets.append(sheet.quantize(FRAME_COLOURS))
     file = io.BytesIO()
     durations = [FRAME_MS] * (count - 1) + [LAST_FRAME_MS]

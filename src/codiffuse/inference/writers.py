@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class Outcome:
     trace: Sequence[dict[str, float]] = ()
     frames: Sequence[tuple[Tensor, Tensor]] = ()
 
-    @property
+    @cached_property
     def spread(self) -> Tensor | None:
         """(C, H, W) calibrated standard deviation of the truth about the image; None when there is a single sample."""
         if self.std is not None or self.samples is None or len(self.samples) < 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
@@ -53,6 +53,15 @@ class Measurement:
     def sigma(self) -> Tensor:
         """`(B,)` noise level."""
         return self.noise.level(self.y)
+
+    def through(self, window: Window) -> Measurement:
+        """What a window shows: the scene goes on beyond it, whatever is known of the border of the whole."""
+        return replace(
+            self,
+            y=window.crop(self.y),
+            mask=None if self.mask is None else window.crop(self.mask),
+            operator=replace(self.operator, boundary="unknown", pad_value=0.0),
+        )
 
     def misfit(self, image: Tensor, params: dict[str, Tensor]) -> Tensor:
         """`(B,)` mean square of y - A x over the pixels that count.

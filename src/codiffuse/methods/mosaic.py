@@ -34,14 +34,15 @@ class Mosaic:
         windows, gap = tuple(windows), kernel_size - 1
         if tuple(windows[0].crop(measurement.y).shape) == tuple(measurement.y.shape):
             return cls(measurement, windows, gap)
-        trusted = torch.ones_like(measurement.y[:, :1]) if measurement.mask is None else measurement.mask
-        y, kept = ([window.crop(picture) for window in windows] for picture in (measurement.y, trusted))
+        parts = [measurement.through(window) for window in windows]
+        if len(parts) == 1:
+            return cls(parts[0], windows, gap)
+        kept = [torch.ones_like(part.y[:, :1]) if part.mask is None else part.mask for part in parts]
         # Any value would do in a gap; with that of the edge a start from y begins closer to the scene.
-        fill = [part[..., -1:].expand(-1, -1, -1, gap) for part in y]
+        fill = [part.y[..., -1:].expand(-1, -1, -1, gap) for part in parts]
         hole = [torch.zeros_like(part[..., :1]).expand(-1, -1, -1, gap) for part in kept]
-        mask = None if len(windows) == 1 and measurement.mask is None else torch.cat(_between(kept, hole), -1)
-        operator = replace(measurement.operator, boundary="unknown", pad_value=0.0)
-        return cls(replace(measurement, y=torch.cat(_between(y, fill), -1), mask=mask, operator=operator), windows, gap)
+        y, mask = (torch.cat(_between(*pair), -1) for pair in (([part.y for part in parts], fill), (kept, hole)))
+        return cls(replace(parts[0], y=y, mask=mask), windows, gap)
 
     def split(self, canvas: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Takes the row apart again.

@@ -86,9 +86,7 @@ class Photograph:
         """
         if len(measurement.y) != 1:
             raise InputError(f"Expected one photograph at a time, got {len(measurement.y)}; set batch_size=1.")
-        size = self.kernel_size or self.first_kernel_size
-        logger.info("%s.", self._describe(measurement, size))
-        mosaic, found, done = self._find_kernel(measurement, size, noise, init, callback)
+        mosaic, found, done = self._find_kernel(measurement, noise, init, callback)
         kernel, level = found.params["kernel"], self._noise_level(mosaic.measurement, found)
         finished = self.finish(
             replace(measurement, known={"kernel": kernel}, noise=GaussianNoise(level)),
@@ -106,15 +104,16 @@ class Photograph:
     def _find_kernel(
         self,
         measurement: Measurement,
-        size: int,
         noise: NoiseSource,
         init: dict[str, Tensor] | None,
         callback: Callback | None,
     ) -> tuple[Mosaic, Restoration, int]:
         """The kernel from the windows, in a support that grows until the kernel fits it; and the steps that took."""
-        done = 0
+        size, done = self.kernel_size or self.first_kernel_size, 0
         while True:
             blind, mosaic = self.blind.with_kernel_size(size), self._mosaic(measurement, size)
+            if not done:
+                logger.info("%s.", self._describe(measurement, mosaic, size))
             total = done + blind.num_steps + self._finishing_steps(measurement, size)
             seen = part_of_run(callback, done, total)
             if mosaic.measurement is not measurement:
@@ -132,10 +131,9 @@ class Photograph:
         plan = self.finish.plan(tuple(measurement.y.shape[-2:]), (kernel_size, kernel_size))
         return plan.num_solves * self.finish.num_steps
 
-    def _describe(self, measurement: Measurement, kernel_size: int) -> str:
+    def _describe(self, measurement: Measurement, seen: Mosaic, kernel_size: int) -> str:
         """What the run takes, unless the kernel grows."""
         frame, size = tuple(measurement.y.shape[-2:]), (kernel_size, kernel_size)
-        seen = self._mosaic(measurement, kernel_size)
         canvas = seen.measurement.operator.image_shape(tuple(seen.measurement.y.shape[-2:]), kernel_size=size)
         prior = self.finish.non_blind.prior
         cost = estimate(prior, (1, 1, prior.channels, *canvas), self.blind.num_steps)

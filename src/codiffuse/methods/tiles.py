@@ -261,13 +261,7 @@ def _parts(measurement: Measurement, plan: Plan, kernel_size: Size) -> Iterator[
     )
     for (along, across), share in boxes(rows, columns, max(kernel_size)):
         window = Window(along.start, across.start, plan.windows[0].side, plan.windows[1].side)
-        part = replace(
-            measurement,
-            y=window.crop(measurement.y),
-            mask=None if measurement.mask is None else window.crop(measurement.mask),
-            operator=replace(measurement.operator, boundary="unknown", pad_value=0.0),
-        )
-        yield part, (window.top, window.left), share
+        yield measurement.through(window), (window.top, window.left), share
 
 
 def _canvas(frame: Size, kernel_size: Size) -> Size:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,15 +51,18 @@ def coverage(estimate: Tensor, std: Tensor, truth: Tensor, level: float = 0.9) -
     Raises:
         InputError: a level outside (0, 1).
     """
-    if not 0 < level < 1:
-        raise InputError(f"Expected a level in (0, 1), got {level}.")
-    reach = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor((1 + level) / 2, dtype=torch.float64))
-    return float(((truth - estimate).abs() <= reach.to(std) * std).double().mean())
+    return float(((truth - estimate).abs() <= _reach(level) * std).double().mean())
 
 
 def calibration_factor(estimate: Tensor, std: Tensor, truth: Tensor, level: float = 0.9) -> float:
     """What `std` must be multiplied by for `coverage` to be `level`."""
     ratio = (truth - estimate).abs() / std.clamp_min(torch.finfo(std.dtype).tiny)
-    reach = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor((1 + level) / 2, dtype=torch.float64))
     kept = ratio.flatten().sort().values
-    return float(kept[min(int(level * len(kept)), len(kept) - 1)] / reach)
+    return float(kept[min(int(level * len(kept)), len(kept) - 1)] / _reach(level))
+
+
+def _reach(level: float) -> float:
+    """Half the width of the central interval of a standard normal variable."""
+    if not 0 < level < 1:
+        raise InputError(f"Expected a level in (0, 1), got {level}.")
+    return NormalDist().inv_cdf((1 + level) / 2)

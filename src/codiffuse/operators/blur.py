@@ -4,6 +4,7 @@ Shapes: image `(B, *, H, W)` with any axes `*` (channels, particles), kernel `(B
 the boundaries. A mask `(B, 1, H', W')` of zeros and ones takes pixels of the measurement out of the likelihood.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +17,8 @@ from codiffuse.errors import InputError
 from codiffuse.fourier import Size, abs2, over_batch, over_image
 from codiffuse.operators.conjugate_gradients import conjugate_gradients
 from codiffuse.operators.kernel_equations import CircularKernelEquations, KernelEquations, KernelNormalEquations
+
+LinearMap = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -83,16 +86,8 @@ class BlurOperator:
         Returns:
             Shaped like `residual`; 0 where the mask is 0.
         """
-        shape, (h, w) = residual.shape[-2:], kernel.shape[-2:]
-        # The frame cut out of an unbounded scene is the closest system that the FFT inverts.
-        circular = self.boundary == "circular"
-        grid = shape if circular else fourier.fast_shape((shape[0] + h - 1, shape[1] + w - 1))
-        spectrum = gram_spectrum(over_image(fourier.kernel_otf(kernel, grid), residual), r2, sigma2)
-
-        def divide(v: Tensor) -> Tensor:
-            return irfft2(rfft2(v, s=grid) / spectrum, s=grid)[..., : shape[0], : shape[1]]
-
-        if circular and mask is None:
+        divide = self._inverse_spectrum(residual, r2, sigma2, kernel)
+        if self.boundary == "circular" and mask is None:
             return divide(residual)
         kept = 1 if mask is None else over_image(mask, residual)
 
@@ -101,11 +96,24 @@ class BlurOperator:
             blurred = fourier.convolve(backprojected, kernel, self.boundary)
             return kept * (over_batch(r2, v) * blurred) + over_batch(sigma2, v) * v
 
+        return self._iterate(gram, kept * residual, lambda v: kept * divide(v))
+
+    def _inverse_spectrum(self, residual: Tensor, r2: Tensor, sigma2: Tensor, kernel: Tensor) -> LinearMap:
+        """`(r2 A A^T + sigma2 I)^-1` by FFT: exact when circular, without a mask; else close to it."""
+        shape, (h, w) = residual.shape[-2:], kernel.shape[-2:]
+        grid = shape
+        if self.boundary != "circular":  # the frame cut out of an unbounded scene is the closest that the FFT inverts
+            grid = fourier.fast_shape((shape[0] + h - 1, shape[1] + w - 1))
+        spectrum = _gram_spectrum(over_image(fourier.kernel_otf(kernel, grid), residual), r2, sigma2)
+        return lambda v: irfft2(rfft2(v, s=grid) / spectrum, s=grid)[..., : shape[0], : shape[1]]
+
+    def _iterate(self, gram: LinearMap, residual: Tensor, precondition: LinearMap) -> Tensor:
+        """Solves a Gram system that has no closed form."""
         return conjugate_gradients(
             gram,
-            kept * residual,
+            residual,
             start=torch.zeros_like(residual),
-            precondition=lambda v: kept * divide(v),
+            precondition=precondition,
             iterations=self.cg_iterations,
             tolerance=self.cg_tolerance,
         )
@@ -144,7 +152,7 @@ class BlurOperator:
         Y = rfft2(y) if y_hat is None else y_hat
         X = rfft2(image) if image_hat is None else image_hat
         K = over_image(fourier.kernel_otf(kernel, shape), image)
-        return irfft2(K.conj() * (Y - K * X) / gram_spectrum(K, r2, sigma2), s=shape)
+        return irfft2(K.conj() * (Y - K * X) / _gram_spectrum(K, r2, sigma2), s=shape)
 
     def normal_equations(
         self,
@@ -190,6 +198,6 @@ class BlurOperator:
         )
 
 
-def gram_spectrum(K: Tensor, r2: Tensor, sigma2: Tensor) -> Tensor:
+def _gram_spectrum(K: Tensor, r2: Tensor, sigma2: Tensor) -> Tensor:
     """`r2 |K|^2 + sigma2`, the eigenvalues of the Gram matrix on a periodic grid, for transfer functions `(B, ...)`."""
     return over_batch(r2, K) * abs2(K) + over_batch(sigma2, K)

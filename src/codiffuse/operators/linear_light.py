@@ -14,13 +14,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.fft import irfft2, rfft2
 
 from codiffuse import fourier
 from codiffuse.errors import InputError
 from codiffuse.fourier import Size, over_batch, over_image
-from codiffuse.operators.blur import BlurOperator, gram_spectrum
-from codiffuse.operators.conjugate_gradients import conjugate_gradients
+from codiffuse.operators.blur import BlurOperator
 from codiffuse.operators.kernel_equations import KernelNormalEquations
 
 TOE = 0.04045  # encoded value up to which the curve is a line
@@ -80,7 +78,6 @@ class LinearLightBlur(BlurOperator):
         image_hat: Tensor | None = None,
     ) -> Tensor:
         """`J^T (r2 J J^T + sigma2 I)^-1 (y - A x)`, linearised; arguments as for `BlurOperator`, the spectra unused."""
-        shape, (h, w) = y.shape[-2:], kernel.shape[-2:]
         kept = 1 if mask is None else over_image(mask, y)
         weight, gain = kept / slope(y), slope(image)
         residual = weight * (to_light(y) - super().__call__(to_light(image), kernel=kernel))
@@ -94,22 +91,8 @@ class LinearLightBlur(BlurOperator):
 
         # J J^T is about s K K^T s, where s = 1 / balance compares the slopes under the kernel with that at y.
         balance = slope(y) / fourier.convolve(gain.square(), kernel, self.boundary).clamp_min(TOE_SLOPE**2).sqrt()
-        grid = shape if self.boundary == "circular" else fourier.fast_shape((shape[0] + h - 1, shape[1] + w - 1))
-        spectrum = gram_spectrum(over_image(fourier.kernel_otf(kernel, grid), residual), r2, sigma2)
-
-        def precondition(v: Tensor) -> Tensor:
-            filtered = irfft2(rfft2(balance * v, s=grid) / spectrum, s=grid)[..., : shape[0], : shape[1]]
-            return kept * balance * filtered
-
-        solved = conjugate_gradients(
-            gram,
-            residual,
-            start=torch.zeros_like(residual),
-            precondition=precondition,
-            iterations=self.cg_iterations,
-            tolerance=self.cg_tolerance,
-        )
-        return transposed(solved)
+        divide = self._inverse_spectrum(residual, r2, sigma2, kernel)
+        return transposed(self._iterate(gram, residual, lambda v: kept * balance * divide(balance * v)))
 
     def normal_equations(
         self,
