@@ -153,7 +153,8 @@ def test_methods_build(composed, use_tiny_zoo, path):
     method = hydra.utils.instantiate(config["method"])
     assert method.supports(hydra.utils.instantiate(config["operator"])) is None
     assert getattr(method, "kernel_size", 9) == 9  # the general settings arrive
-    sampler = getattr(method, "first", getattr(method, "e_step", method))
+    restarts = getattr(method, "coarse", method)
+    sampler = getattr(restarts, "first", getattr(restarts, "e_step", restarts))
     assert sampler.num_particles == 3
 
 
