@@ -16,7 +16,7 @@ from hydra.core.singleton import Singleton
 from omegaconf import OmegaConf
 from omegaconf.basecontainer import BaseContainer
 from PIL import Image
-from toys import assert_same_rows, noisy_copy, picture
+from toys import SHORT_RUN, SHORT_RUN_STEPS, assert_same_rows, noisy_copy, picture
 
 import codiffuse
 from codiffuse import api, cli
@@ -87,16 +87,14 @@ def test_an_array_is_what_a_file_named_image_is(instant, tmp_path):
 
 
 def test_the_defaults_are_those_of_the_command_line(program, pictures):
-    short = ["method.first.process.num_steps=2", "method.refine.process.num_steps=1"]
-    short.append("pipeline.finish.non_blind.process.num_steps=3")
-    ended = program(cli.infer, "input=pictures/a.png", "kernel_size=9", *short)
+    ended = program(cli.infer, "input=pictures/a.png", "kernel_size=9", *SHORT_RUN)
     seen = []
     restored = codiffuse.restore(
-        "pictures/a.png", kernel_size=9, num_samples=None, overrides=short, callback=seen.append
+        "pictures/a.png", kernel_size=9, num_samples=None, overrides=SHORT_RUN, callback=seen.append
     )
     assert_same_rows([restored.row], ended.rows(), 1e-4)
     assert np.abs(np.asarray(Image.open(ended.folder / "images/a/restored.png")) - 255 * restored.image).max() < 0.51
-    assert [info.number for info in seen] == list(range(1, 4 * 2 + 2 * 1 + 3 + 1))
+    assert [info.number for info in seen] == list(range(1, SHORT_RUN_STEPS + 1))
     assert all(isinstance(info, StepInfo) and info.total == len(seen) for info in seen)
     assert restored.sigma == restored.row["sigma_used"]
     assert (restored.trust, list(restored.flags)) == (restored.row["trust"], restored.row["flags"])

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from programs import QUICK, once, says
-from toys import assert_same_rows, picture
+from toys import SHORT_RUN, SHORT_RUN_STEPS, assert_same_rows, picture
 
 from codiffuse import cli
 from codiffuse.inference import scoring
@@ -42,12 +42,10 @@ def test_a_photograph(infer, pictures):
 
 
 def test_the_defaults(program, pictures):
-    short = ["method.first.process.num_steps=2", "method.refine.process.num_steps=1"]
-    short.append("pipeline.finish.non_blind.process.num_steps=3")
-    ended = program(cli.infer, "input=pictures/a.png", "kernel_size=9", "lpips=false", *short)
+    ended = program(cli.infer, "input=pictures/a.png", "kernel_size=9", "lpips=false", *SHORT_RUN)
     assert (ended.code, ended.err) == (0, "")
     row = ended.rows()[0]
-    assert (row["method"], row["status"], row["nfe"]) == ("fast_em", "ok", 4 * 2 + 2 * 1 + 3)
+    assert (row["method"], row["status"], row["nfe"]) == ("fast_em", "ok", SHORT_RUN_STEPS)
     assert 0 <= row["trust"] <= 1
     assert isinstance(row["flags"], list)
     assert (ended.folder / "images/a/std.png").exists()

@@ -104,6 +104,12 @@ def test_a_run_starts_from_the_kernel_of_the_one_before():
     torch.testing.assert_close(first_fine, upsampled(last_coarse, 2, first_fine.shape[-1]))
 
 
+def test_a_coarse_step_is_worth_its_share_of_the_pixels():
+    whole = method()
+    assert whole.work == pytest.approx(9 / 16 + 3 / 4 + 3)
+    assert method(7).work == method(7).num_steps  # all at one resolution
+
+
 def test_a_small_picture_is_restored_at_its_own_resolution():
     toy = blurred_toy(2)
     found = method(17, 9)(toy, noise=GeneratorNoise([0, 1]))

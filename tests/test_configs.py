@@ -131,7 +131,7 @@ def test_every_file_composes_and_fits_its_classes(composed, path):
 def test_the_defaults_fit_their_classes(composed, task):
     config = composed(task)
     assert set(misfits(config)) <= ADDED_IN_CODE
-    assert {"infer": ".method.first.m_step.regularizer", "train": ".model"}[task] in dict(components(config))
+    assert {"infer": ".method.fine.m_step.regularizer", "train": ".model"}[task] in dict(components(config))
 
 
 def test_misfits_are_seen():

@@ -31,7 +31,7 @@ class Truncating:
     kernel_size: int = 9
     seen: list = field(default_factory=list)
     needs: ClassVar = ()
-    num_steps = 2
+    num_steps = work = 2
 
     def supports(self, operator):
         return None

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from toys import SHORT_RUN
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -33,11 +34,9 @@ def installed(tmp_path_factory) -> Path:
 
 def test_the_wheel_restores_a_picture_outside_the_checkout(installed):
     code = "import codiffuse, sys; from codiffuse.cli import infer; print(codiffuse.__file__); infer()"
-    settings = ["input=sample", "crop=64", "kernel_size=9", "threads=1", "lpips=false"]
-    short = ["method.first.process.num_steps=4", "method.refine.process.num_steps=2"]
-    out = run(
-        [sys.executable, "-c", code, *settings, *short], installed, PYTHONPATH=str(installed / "site"), CODIFFUSE_ZOO=""
-    )
+    settings = ["input=sample", "crop=64", "kernel_size=9", "threads=1", "lpips=false", *SHORT_RUN]
+    elsewhere = {"PYTHONPATH": str(installed / "site"), "CODIFFUSE_ZOO": ""}
+    out = run([sys.executable, "-c", code, *settings], installed, **elsewhere)
     assert str(installed / "site") in out.splitlines()[0]
     assert "1 of 1 images restored" in out
     report = Path(next(line for line in out.splitlines() if line.startswith("report:")).removeprefix("report:").strip())

@@ -33,6 +33,16 @@ TINY_PRIOR_SPEC = {
 }
 
 
+# Settings that make a run of the default method and pipeline short: eight starts, two refinements, the picture.
+SHORT_RUN = [
+    "method.coarse.first.process.num_steps=2",
+    "method.coarse.refine.process.num_steps=1",
+    "method.fine.process.num_steps=1",
+    "pipeline.finish.non_blind.process.num_steps=3",
+]
+SHORT_RUN_STEPS = 8 * 2 + 1 + 1 + 3
+
+
 class GaussianDenoiser(nn.Module):
     """E[x0 | x_t] of x0 ~ N(0, variance I): the network of an exact `X0Prediction` prior."""
 

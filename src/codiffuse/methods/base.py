@@ -190,6 +190,11 @@ class Method(Protocol):
 class BlindMethod(Method, Protocol):
     """A method that finds the kernel."""
 
+    @property
+    def work(self) -> float:
+        """Time of a whole run, in steps at the resolution of the picture."""
+        ...
+
     def with_kernel_size(self, size: int) -> BlindMethod:
         """The same method for a kernel of `size` x `size` px."""
         ...

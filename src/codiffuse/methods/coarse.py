@@ -53,6 +53,11 @@ class CoarseToFine:
         """Steps of a whole run."""
         return sum(method.num_steps for method, _ in self._runs())
 
+    @property
+    def work(self) -> float:
+        """Time of a whole run, in steps at the resolution of y."""
+        return sum(method.work / factor**2 for method, factor in self._runs())
+
     def with_kernel_size(self, size: int) -> CoarseToFine:
         """The same method for another kernel size."""
         return replace(self, kernel_size=size)

@@ -40,6 +40,11 @@ class DiffusionEM:
         """Steps of a whole run."""
         return self.num_iterations * self.e_step.num_steps
 
+    @property
+    def work(self) -> float:
+        """Time of a whole run, in steps."""
+        return self.num_steps
+
     def with_kernel_size(self, size: int) -> DiffusionEM:
         """The same method for another kernel size."""
         return replace(self, kernel_size=size)

@@ -64,6 +64,11 @@ class FastEM:
         """Steps of a whole run."""
         return len(self.process.schedule())
 
+    @property
+    def work(self) -> float:
+        """Time of a whole run, in steps."""
+        return self.num_steps
+
     def with_kernel_size(self, size: int) -> FastEM:
         """The same method for another kernel size."""
         return replace(self, kernel_size=size)

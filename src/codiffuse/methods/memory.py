@@ -88,7 +88,7 @@ class Estimate:
         return f"about {length} and {self.bytes / 2**30:.1f} GiB"
 
 
-def estimate(prior: Prior, shape: tuple[int, ...], calls: int) -> Estimate:
+def estimate(prior: Prior, shape: tuple[int, ...], calls: float) -> Estimate:
     """What a run takes, from the time of the network on a small picture.
 
     Args:

@@ -136,7 +136,7 @@ class Photograph:
         frame, size = tuple(measurement.y.shape[-2:]), (kernel_size, kernel_size)
         canvas = seen.measurement.operator.image_shape(tuple(seen.measurement.y.shape[-2:]), kernel_size=size)
         prior = self.finish.non_blind.prior
-        cost = estimate(prior, (1, 1, prior.channels, *canvas), self.blind.num_steps)
+        cost = estimate(prior, (1, 1, prior.channels, *canvas), self.blind.with_kernel_size(kernel_size).work)
         count = len(seen.windows)
         looked_at = f"{count} windows of {seen.windows[0].width} px" if count > 1 else "1 window"
         return (

@@ -61,6 +61,11 @@ class BestOfRestarts:
         """Steps of a whole run."""
         return len(self.initial_widths) * self.first.num_steps + self.num_refinements * self.refine.num_steps
 
+    @property
+    def work(self) -> float:
+        """Time of a whole run, in steps at the resolution of y."""
+        return len(self.initial_widths) * self.first.work + self.num_refinements * self.refine.work
+
     def with_kernel_size(self, size: int) -> BestOfRestarts:
         """The same method for another kernel size."""
         first, refine = self.first.with_kernel_size(size), self.refine.with_kernel_size(size)
