@@ -55,7 +55,6 @@ def test_masked_pixels_do_not_count():
     for measure in (
         lambda r, **options: consistency.residual_ratio(r, sigma, **options),
         lambda r, **options: consistency.residual_correlation(r, 3, **options),
-        lambda r, **options: consistency.texture(r, sigma, **options),
         lambda r, **options: consistency.gradient_sparsity(r, **options),
         lambda r, **options: consistency.sharpening(r, 2 * r, sigma, **options),
     ):
@@ -98,13 +97,6 @@ def test_residual_correlation_equals_a_sum_over_pairs():
 # Kernels
 
 
-def test_border_mass_is_the_share_of_the_outer_ring():
-    assert consistency.border_mass(delta()) == 0
-    assert consistency.border_mass(delta(row=1), width=1) == 0
-    assert consistency.border_mass(delta(row=1)) == 1
-    assert float(consistency.border_mass(torch.ones(1, 1, 7, 9))) == pytest.approx(1 - 3 * 5 / 63)
-
-
 def test_spread_is_the_standard_deviation_of_place():
     assert consistency.kernel_spread(delta(row=2, column=7)) == 0
     assert float(consistency.kernel_spread(line(length=2))) == pytest.approx(0.5)
@@ -129,15 +121,6 @@ def test_kernels_agree_up_to_shifts():
 
 
 # Gradients
-
-
-def test_texture_is_zero_for_noise_and_follows_a_ramp():
-    sigma = torch.tensor([SIGMA])
-    assert float(consistency.texture(0.5 + SIGMA * white(1, 3, 64, 64), sigma)) < 0.15
-    ramp = (0.01 * torch.arange(64.0)).expand(1, 3, 64, 64)
-    assert float(consistency.texture(ramp, sigma / 10)) == pytest.approx(
-        math.sqrt(0.01**2 / (4 * 0.002**2) - 1), rel=1e-3
-    )
 
 
 def test_sharpening_is_the_ratio_of_gradients_without_noise():

@@ -1,7 +1,7 @@
 """How far a blind restoration can be trusted, judged from what is known without the truth.
 
-Each feature is one number of `codiffuse.metrics.consistency`; the flags are limits on single features, the trust is a
-logistic regression on a few of them.
+Each feature is one number, most of them of `codiffuse.metrics.consistency`; the flags are limits on single features, the
+trust is a logistic regression on a few of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from codiffuse.errors import InputError
+from codiffuse.estimation.support import border_mass
 from codiffuse.methods.base import Restarts
+from codiffuse.methods.windows import texture
 from codiffuse.metrics import consistency
 from codiffuse.operators.blur import BlurOperator
 
@@ -178,10 +180,10 @@ def _features(
     return {
         "residual_ratio": consistency.residual_ratio(residual, level, seen_mask),
         "residual_correlation": consistency.residual_correlation(residual, mask=seen_mask),
-        "border_mass": consistency.border_mass(kernel),
+        "border_mass": border_mass(kernel),
         "kernel_spread": consistency.kernel_spread(kernel),
         "kernel_pixels": consistency.kernel_pixels(kernel),
-        "texture": consistency.texture(y, level, mask),
+        "texture": torch.tensor(texture(y[0], sigma, None if mask is None else mask[0])),
         "sharpening": consistency.sharpening(frame, y, level, mask),
         "sparsity_before": consistency.gradient_sparsity(y, mask),
         "sparsity_after": consistency.gradient_sparsity(frame, mask),

@@ -54,13 +54,6 @@ def residual_correlation(residual: Tensor, max_lag: int = 4, mask: Tensor | None
     return sum(part.sum((-2, -1)) for part in half_plane).mean(1)
 
 
-def border_mass(kernel: Tensor, width: int = 2) -> Tensor:
-    """Share of the kernel's mass on the outermost `width` pixels of its support: high when the support is too small."""
-    kernel = kernel.double()
-    inner = kernel[..., width:-width, width:-width].sum((1, 2, 3))
-    return 1 - inner / kernel.sum((1, 2, 3))
-
-
 def kernel_spread(kernel: Tensor) -> Tensor:
     """Root mean square distance of the kernel's mass from its centre of mass, px: 0 for a delta."""
     mass = kernel.double() / kernel.double().sum((1, 2, 3), keepdim=True)
@@ -88,21 +81,6 @@ def agreement(kernels: Tensor) -> Tensor:
 def support(kernel: Tensor, kernels: Tensor) -> Tensor:
     """Mean MNC of one kernel `(B, 1, h, w)` with each of a set `(B, R, h, w)`; NaN for an empty set."""
     return _mean([mnc(kernel, kernels[:, i, None]) for i in range(kernels.shape[1])], kernels)
-
-
-def texture(image: Tensor, sigma: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Gradients over those of the noise, `sqrt(max(mean(dx^2 + dy^2) / (4 sigma^2) - 1, 0))`.
-
-    Differences of neighbours have variance `2 sigma^2` in each direction from noise alone, so a flat noisy picture has
-    texture 0.
-
-    Args:
-        image: the measurement.
-        sigma: `(B,)` its noise level.
-        mask: pixels that count; `None` counts all.
-    """
-    power, _ = _gradient_moments(image, mask)
-    return (power / (2 * sigma.double().square()) - 1).clamp_min(0).sqrt()
 
 
 def sharpening(image: Tensor, y: Tensor, sigma: Tensor, mask: Tensor | None = None) -> Tensor:
