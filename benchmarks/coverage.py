@@ -47,6 +47,9 @@ def main() -> None:
     parts = []
     for index in range(len(source.ids)):
         [outcome] = restorer([source.load(index)])
+        if outcome.row["status"] != "ok":
+            print(f"{outcome.id:16} left out: {outcome.row['status']}", flush=True)
+            continue
         parts.append(scored(outcome.samples, outcome.truth, outcome.true_kernel.shape[-1] // 2))
         estimate, std, truth = parts[-1]
         inside, wanted = coverage(estimate, arguments.factor * std, truth), calibration_factor(*parts[-1])

@@ -11,7 +11,7 @@ from codiffuse.errors import InputError
 from codiffuse.estimation.hqs import HQS
 from codiffuse.estimation.regularizers import NoRegularizer
 from codiffuse.methods.base import Measurement
-from codiffuse.methods.coarse import CoarseToFine, coarse_size, coarser, largest_factor, upsampled
+from codiffuse.methods.coarse import CoarseToFine, coarse_size, coarser, downsampled, largest_factor, upsampled
 from codiffuse.methods.fast_em import FastEM
 from codiffuse.methods.restarts import BestOfRestarts
 from codiffuse.methods.steps import ReverseProcess
@@ -40,14 +40,22 @@ def test_a_coarse_kernel_covers_the_fine_one(size, factor, coarse):
     assert factor * (coarse - 1) + 1 >= size - factor
 
 
-def test_blocks_are_averaged_and_a_masked_pixel_masks_its_block():
+def test_at_full_resolution_a_size_stays_what_it_is():
+    assert coarse_size(36, 1) == 36
+
+
+def test_masked_pixels_do_not_enter_the_mean_of_a_block_which_counts_if_most_of_it_does():
     mask = torch.ones(1, 1, 64, 66)
     mask[..., 5, 7] = 0
+    mask[..., 8, 8:10] = 0
     seen = coarser(picture(64, 66, mask=mask), 2)
     assert seen.y.shape == (1, 3, 32, 33)
-    torch.testing.assert_close(seen.y[0, 0, 2, 3], picture(64, 66).y[0, 0, 4:6, 6:8].mean())
+    y = picture(64, 66).y[0, 0]
+    torch.testing.assert_close(seen.y[0, 0, 1, 1], y[2:4, 2:4].mean())
+    torch.testing.assert_close(seen.y[0, 0, 2, 3], (y[4, 6] + y[4, 7] + y[5, 6]) / 3)
+    assert seen.mask[0, 0, 2, 3] == 1
+    assert seen.mask[0, 0, 4, 4] == 0
     assert float((1 - seen.mask).sum()) == 1
-    assert seen.mask[0, 0, 2, 3] == 0
 
 
 @pytest.mark.parametrize(("side", "boundary"), [(64, "circular"), (65, "unknown")])
@@ -55,9 +63,12 @@ def test_a_period_that_is_cut_is_none(side, boundary):
     assert coarser(picture(64, side, "circular"), 2).operator.boundary == boundary
 
 
-@pytest.mark.parametrize(("sides", "factor"), [((33, 47), 1), ((64, 1000), 2), ((300, 256), 8)])
-def test_small_pictures_are_not_made_too_small(sides, factor):
-    assert largest_factor(picture(*sides)) == factor
+@pytest.mark.parametrize(
+    ("sides", "kernel_size", "factor"),
+    [((33, 47), 9, 1), ((64, 1000), 33, 2), ((300, 256), 33, 8), ((64, 64), 63, 1), ((600, 600), 33, 8)],
+)
+def test_a_coarse_picture_is_not_too_small_and_holds_its_kernel(sides, kernel_size, factor):
+    assert largest_factor(picture(*sides), kernel_size) == factor
 
 
 @pytest.mark.parametrize("size", [33, 35, 36])
@@ -68,6 +79,22 @@ def test_a_kernel_comes_back_to_its_centre_and_width(size):
     torch.testing.assert_close(fine[0], gaussian_kernel(size, width), atol=4e-4, rtol=0)
     assert float(fine.sum()) == pytest.approx(1, abs=1e-6)
     assert float(fine.min()) >= 0
+
+
+@pytest.mark.parametrize(("size", "factor"), [(33, 2), (35, 2), (36, 2), (65, 4)])
+def test_a_kernel_is_seen_through_two_blocks(size, factor):
+    kernel = torch.rand(1, 2, size, size, generator=torch.Generator().manual_seed(0))
+    kernel[..., :2] = kernel[..., -2:] = 0
+    kernel /= kernel.sum((-2, -1), keepdim=True)
+    seen = downsampled(kernel, factor)
+    assert seen.shape[-1] == coarse_size(size, factor)
+    torch.testing.assert_close(seen.sum((-2, -1)), torch.ones(1, 2))
+    # A scene that is constant over blocks: blurred, then averaged over blocks, it is its coarse self, blurred.
+    coarse = torch.rand(1, 1, 40, 40, generator=torch.Generator().manual_seed(2))
+    op = BlurOperator("circular")
+    scene = coarse.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    blurred = torch.nn.functional.avg_pool2d(op(scene, kernel=kernel[:, :1]), factor)
+    torch.testing.assert_close(blurred, op(coarse, kernel=seen[:, :1]), atol=1e-6, rtol=0)
 
 
 def test_blur_and_block_means_nearly_commute():
@@ -91,12 +118,11 @@ def test_runs_go_from_coarse_to_fine_and_their_steps_are_counted_through():
     assert [info.part is None for info in seen] == [size == 33 for size in sizes]
     assert found.nfe == len(seen)
     assert found.image.shape == (1, 3, 136, 140)
-    assert found.restarts.kernels.shape == (1, 2, 33, 33)
-    torch.testing.assert_close(found.restarts.kernels.sum((-2, -1)), torch.ones(1, 2))
+    assert (found.restarts.kernels.shape, found.restarts.factor) == ((1, 2, 9, 9), 4)
 
 
 def test_a_run_starts_from_the_kernel_of_the_one_before():
-    held = replace(method().fine, held_steps=3)
+    held = replace(method().fine, held_steps=2)
     seen = []
     replace(method(17), fine=held)(picture(64, 64), noise=GeneratorNoise([0]), callback=seen.append)
     last_coarse, first_fine = seen[8].params["kernel"], seen[9].params["kernel"]
@@ -115,6 +141,12 @@ def test_a_small_picture_is_restored_at_its_own_resolution():
     found = method(17, 9)(toy, noise=GeneratorNoise([0, 1]))
     assert found.image.shape == toy.y.shape
     assert found.params["kernel"].shape[-1] == 17
+
+
+@pytest.mark.parametrize("size", [10, 31])
+def test_the_kernel_has_the_size_that_was_asked_for(size):
+    found = method(size, 9)(blurred_toy(), noise=GeneratorNoise([0]))
+    assert found.params["kernel"].shape[-1] == size
 
 
 def test_an_init_keeps_all_runs_at_full_resolution():

@@ -47,6 +47,12 @@ def test_failed_runs_do_not_count_unless_all_failed():
     torch.testing.assert_close(consensus(kernels, torch.zeros(1, 3, dtype=torch.bool), 0.99), other)
 
 
+def test_a_kernel_that_is_not_a_number_agrees_with_none():
+    kernel = blob()
+    kernels, counts = runs(kernel, kernel * float("nan"), kernel)
+    torch.testing.assert_close(consensus(kernels, torch.zeros_like(counts), 0.6), kernel)
+
+
 def test_images_of_a_batch_do_not_mix():
     first, second = blob(), blob(3)
     kernels = torch.cat([torch.cat([first, first], 1), torch.cat([second, second], 1)])

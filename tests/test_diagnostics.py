@@ -172,7 +172,6 @@ def test_the_truth_raises_no_flag(boundary):
     assert found.flags == ()
     assert found.features["residual_ratio"] == pytest.approx(1, abs=0.03)
     assert found.features["restart_support"] == pytest.approx(1)
-    assert found.features["restart_margin"] == pytest.approx(0.01, abs=1e-6)
 
 
 def test_a_frame_explains_the_inner_part_as_its_canvas_explains_all():
@@ -251,7 +250,7 @@ def test_features_are_finite_and_those_without_a_value_are_left_out():
     flat = torch.full((3, 32, 32), 0.5)
     found = diagnose(flat, flat, delta()[0], SIGMA, BlurOperator(), restarts=Restarts(delta()[0], torch.tensor([1.0])))
     assert all(math.isfinite(value) for value in found.features.values())
-    assert not {"sparsity_before", "sharpening", "restart_agreement", "restart_margin"} & found.features.keys()
+    assert not {"sparsity_before", "sharpening", "restart_agreement"} & found.features.keys()
     assert 0 <= found.trust <= 1
 
 

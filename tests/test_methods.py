@@ -155,6 +155,12 @@ def test_a_held_kernel_stays_until_it_is_released():
     assert [torch.equal(kernel, start) for kernel in seen] == [True, True, False, False]
 
 
+@pytest.mark.parametrize("held", [-1, 4])
+def test_a_kernel_that_is_always_held_is_refused(held):
+    with pytest.raises(InputError, match="held_steps"):
+        FastEM(tiny_prior(), HQS(NoRegularizer(), 2), process=ReverseProcess(4), held_steps=held)
+
+
 def test_kernel_can_be_handed_on():
     method = replace(methods(tiny_prior())["fast_em"], m_step=replace(M_STEP, iterations=1, beta=1e12))
     measurement = blurred_toy()

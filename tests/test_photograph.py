@@ -10,7 +10,9 @@ from toys import blurred_toy, tiny_prior
 from codiffuse.errors import InputError
 from codiffuse.estimation.hqs import HQS
 from codiffuse.estimation.regularizers import NoRegularizer
+from codiffuse.inference.progress import StepRecorder
 from codiffuse.methods.base import restoration
+from codiffuse.methods.coarse import LARGEST_BLOCK, CoarseToFine
 from codiffuse.methods.fast_em import FastEM
 from codiffuse.methods.non_blind import NonBlind
 from codiffuse.methods.photograph import Photograph
@@ -83,11 +85,12 @@ def test_a_large_picture_is_seen_through_windows():
     blind = Truncating()
     found = run(photograph(blind, window=40, num_windows=2, kernel_size=9), blurred(96))
     row = blind.seen[0][1]
-    assert row.y.shape == (1, 3, 40, 40 + 8 + 40)
+    gap = 8 + LARGEST_BLOCK
+    assert row.y.shape == (1, 3, 40, 40 + gap + 40)
     assert row.operator.boundary == "unknown"
     assert len(found.windows.places) == 2
     assert found.windows.kernels.shape == (2, 9, 9)
-    for place, left in zip(found.windows.places, (0, 48), strict=True):
+    for place, left in zip(found.windows.places, (0, 40 + gap), strict=True):
         assert torch.equal(row.y[..., left : left + 40], place.crop(blurred(96).y))
 
 
@@ -130,6 +133,60 @@ def test_progress_counts_the_whole_run():
 def test_one_photograph_at_a_time():
     with pytest.raises(InputError, match="batch_size=1"):
         photograph(Truncating())(replace(blurred_toy(2), operator=UNKNOWN), noise=GeneratorNoise([0, 1]))
+
+
+@dataclass(frozen=True)
+class Failing(Truncating):
+    def __call__(self, measurement, **options):
+        found = super().__call__(measurement, **options)
+        return replace(found, status=("failed: diverged",))
+
+
+def test_a_failed_search_ends_there_and_says_so():
+    seen, measurement = [], blurred(96)
+    found = run(photograph(Failing(), kernel_size=9), measurement, callback=seen.append)
+    assert found.status == ("failed: diverged",)
+    assert found.image.shape == measurement.y.shape
+    assert seen == []
+
+
+def test_small_pictures_start_with_a_small_kernel():
+    blind = Truncating()
+    found = run(photograph(blind, first_kernel_size=33), blurred(32))
+    assert [size for size, _ in blind.seen] == [15]
+    assert found.status == ("ok",)
+
+
+def test_a_given_kernel_is_a_start_at_every_size():
+    starts = []
+
+    @dataclass(frozen=True)
+    class Started(Truncating):
+        def __call__(self, measurement, *, init=None, **options):
+            starts.append(init)
+            return super().__call__(measurement, **options)
+
+    kernel = torch.full((1, 1, 9, 9), 1 / 81)
+    run(photograph(Started()), blurred(), init={"kernel": kernel, "image": blurred().y})
+    assert [start["kernel"].shape[-1] for start in starts] == [9, 13, 19]
+    torch.testing.assert_close(starts[1]["kernel"][..., 2:-2, 2:-2], kernel)
+    assert all(start.keys() == {"kernel"} for start in starts)
+
+
+def test_coarse_windows_are_recorded_against_what_they_see():
+    once = FastEM(tiny_prior(), HQS(NoRegularizer(), iterations=2), process=ReverseProcess(2), kernel_size=9)
+    blind = CoarseToFine(BestOfRestarts(once, once, 9, (0.1,), 1), once, 9, coarse_kernel=5)
+    measurement = blurred(140)
+    recorder = StepRecorder(measurement)
+    found = run(photograph(blind, kernel_size=9, window=64, num_windows=2), measurement, callback=recorder)
+    assert len(found.windows.places) == 2
+    assert [record["step"] for record in recorder.trace(0)] == list(range(1, blind.num_steps + 1))
+
+
+@pytest.mark.parametrize("wrong", [{"window": 0}, {"num_windows": 0}, {"kernel_size": -3}, {"first_kernel_size": 0}])
+def test_sizes_and_counts_are_positive(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        photograph(Truncating(), **wrong)
 
 
 def test_restarts_of_a_real_blind_method_are_passed_on():

@@ -69,7 +69,7 @@ def masked(measurement):
 
 def test_a_picture_that_one_tile_holds_is_left_to_the_method():
     measurement, method = photograph(32), tiled(num_particles=2)
-    whole = method.non_blind(measurement, noise=noise())
+    whole = method.non_blind(measurement, noise=field())
     found = method(measurement, noise=noise())
     assert torch.equal(found.samples, whole.samples)
     assert found.nfe == whole.nfe == 2

@@ -37,7 +37,9 @@ TINY_PRIOR_SPEC = {
 SHORT_RUN = [
     "method.coarse.first.process.num_steps=2",
     "method.coarse.refine.process.num_steps=1",
+    "method.coarse.refine.held_steps=0",
     "method.fine.process.num_steps=1",
+    "method.fine.held_steps=0",
     "pipeline.finish.non_blind.process.num_steps=3",
 ]
 SHORT_RUN_STEPS = 8 * 2 + 1 + 1 + 3

@@ -37,11 +37,11 @@ def _consensus(kernels: Tensor, min_agreement: float) -> Tensor:
     h, w = kernels.shape[-2:]
     correlation = cross_correlate(kernels.unsqueeze(1), kernels.unsqueeze(0))  # (R, R, 2 h - 1, 2 w - 1)
     norm = kernels.square().sum((-2, -1)).sqrt()
-    agreement = correlation.amax((-2, -1)) / (norm[:, None] * norm)
+    # A kernel of a failed run may be NaN: it agrees with none.
+    agreement = (correlation.amax((-2, -1)) / (norm[:, None] * norm)).nan_to_num(-1.0)
     central = int(agreement.sum(1).argmax())
     best = correlation[:, central].flatten(1).argmax(1)
     rows, columns = best // (2 * w - 1) - (h - 1), best % (2 * w - 1) - (w - 1)
-    # A kernel of a failed run may be NaN: it agrees with none, itself included.
     agreeing = agreement[:, central] >= min_agreement
     agreeing[central] = True
     return moved(kernels.unsqueeze(1), rows, columns)[agreeing].mean(0)

@@ -1,7 +1,7 @@
 """How far a blind restoration can be trusted, judged from what is known without the truth.
 
-Each feature is one number, most of them of `codiffuse.metrics.consistency`; the flags are limits on single features, the
-trust is a logistic regression on a few of them.
+Each feature is one number, most of them of `codiffuse.metrics.consistency`. The flags are limits on single features,
+the trust is a logistic regression on a few of them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from codiffuse.errors import InputError
 from codiffuse.estimation.support import border_mass
 from codiffuse.methods.base import Restarts
+from codiffuse.methods.coarse import downsampled
 from codiffuse.methods.windows import texture
 from codiffuse.metrics import consistency
 from codiffuse.operators.blur import BlurOperator
@@ -44,8 +45,6 @@ MIN_TEXTURE = 0.25
 MIN_WINDOW_AGREEMENT = 0.6
 MAX_CLIPPED = 0.02
 MAX_SIGMA_CORRECTION = 0.1  # of its logarithm: ten per cent
-
-COMPARED_RESTARTS = 3  # the best ones; a bad start that ended badly says little
 
 
 class Term(NamedTuple):
@@ -82,7 +81,6 @@ LOGARITHMIC = frozenset(
         "kernel_pixels",
         "texture",
         "sharpening",
-        "restart_margin",
     }
 )  # features of wide range, which the regression sees as logarithms
 REACH = 2.5  # standard deviations up to which a predictor counts: the calibration knows nothing of what lies beyond
@@ -192,14 +190,11 @@ def _features(
 
 
 def _restart_features(kernel: Tensor, restarts: Restarts) -> dict[str, Tensor]:
-    """How the kernel that was kept, and the restarts that explain y best, resemble each other."""
-    order = restarts.residuals.argsort()[:COMPARED_RESTARTS]
-    order = order[torch.isfinite(restarts.residuals[order])]
-    kernels, residuals = restarts.kernels[order][None], restarts.residuals[order]
+    """How the restarts resemble each other, and the kernel that was kept, at the resolution of the restarts."""
+    kernels = restarts.kernels[torch.isfinite(restarts.residuals)][None]
     return {
         "restart_agreement": consistency.agreement(kernels),
-        "restart_support": consistency.support(kernel[None], kernels),
-        "restart_margin": residuals[1] - residuals[0] if len(residuals) > 1 else torch.tensor(torch.nan),
+        "restart_support": consistency.support(downsampled(kernel[None], restarts.factor), kernels),
     }
 
 

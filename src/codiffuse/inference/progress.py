@@ -33,21 +33,18 @@ class StepRecorder:
         self._numbers: list[tuple[int, float]] = []
         self._residuals: list[Tensor] = []
         self._frames: list[tuple[list[Tensor], Tensor]] = []
-        self._last_kernel: Tensor | None = None
 
     def __call__(self, info: StepInfo) -> None:
         kernel = info.params["kernel"]
-        recorded = info.part is None or kernel is not self._last_kernel
-        self._last_kernel = kernel
         shown = self.show and (info.number % STEPS_BETWEEN_LOOKS == 0 or info.number == info.total)
-        if not (recorded or shown):
+        if info.tile and not shown:
             return
         measurement = self.measurement if info.part is None else info.part
         image = info.x0.mean(1)
         if image.shape[1] != measurement.y.shape[1]:
             image = image.mean(1, keepdim=True)
         residual = measurement.misfit(image, info.params).sqrt()
-        if recorded:
+        if not info.tile:
             self._numbers.append((info.number, info.alpha_bar))
             self._residuals.append(residual)
             if self.num_frames and _is_frame(info, self.num_frames):

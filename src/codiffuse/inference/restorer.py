@@ -161,7 +161,9 @@ class Restorer:
             return {}, found
         restarts = windows = None
         if result.restarts is not None:
-            restarts = Restarts(result.restarts.kernels[index].cpu(), result.restarts.residuals[index].cpu())
+            restarts = Restarts(
+                result.restarts.kernels[index].cpu(), result.restarts.residuals[index].cpu(), result.restarts.factor
+            )
             found |= {"restart_kernels": restarts.kernels, "restart_residuals": restarts.residuals.tolist()}
         if result.windows is not None and len(result.windows.places) > 1:
             windows = result.windows.kernels.cpu()

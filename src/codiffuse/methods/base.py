@@ -86,7 +86,9 @@ class StepInfo:
         alpha_bar: of the step just done.
         x0: `(B, n, C, H, W)` current x0-hat in [0, 1].
         params: current operator parameters.
-        part: the measurement behind `x0` where that is only a part of the picture; `None` for the whole.
+        part: the measurement behind `x0` where that is only a part of the picture, or a coarse version of it; `None`
+            for the picture as it is.
+        tile: whether it is one of many parts, restored in turn with a kernel that stands.
     """
 
     number: int
@@ -95,6 +97,7 @@ class StepInfo:
     x0: Tensor
     params: dict[str, Tensor]
     part: Measurement | None = None
+    tile: bool = False
 
 
 Callback = Callable[[StepInfo], None]
@@ -102,15 +105,17 @@ Callback = Callable[[StepInfo], None]
 
 @dataclass(frozen=True)
 class Restarts:
-    """Where the runs of a method ended, of which it kept one.
+    """Where the runs of a method ended, from which it went on.
 
     Attributes:
-        kernels: `(B, R, h, w)`, one a run.
-        residuals: `(B, R)` rms of y - A x in units of sigma; infinite for a failed run.
+        kernels: `(B, R, h, w)`, one a run, for blocks of `factor` x `factor` pixels of y.
+        residuals: `(B, R)` rms of y - A x at that resolution, in units of sigma; infinite for a failed run.
+        factor: side of these blocks, px.
     """
 
     kernels: Tensor
     residuals: Tensor
+    factor: int = 1
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,7 @@ class BlindMethod(Method, Protocol):
 
     @property
     def work(self) -> float:
-        """Time of a whole run, in steps at the resolution of the picture."""
+        """Time of a whole run, in steps of one particle at the resolution of the picture."""
         ...
 
     def with_kernel_size(self, size: int) -> BlindMethod:

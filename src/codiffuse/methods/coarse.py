@@ -21,6 +21,7 @@ from codiffuse.randomness import NoiseSource
 from codiffuse.spaces import shift_and_divide
 
 MIN_SIDE = 32  # of a coarse measurement, px: less of it tells nothing
+LARGEST_BLOCK = 8  # px: what pictures side by side must leave room for
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class CoarseToFine:
 
     @property
     def work(self) -> float:
-        """Time of a whole run, in steps at the resolution of y."""
+        """Time of a whole run, in steps of one particle at the resolution of y."""
         return sum(method.work / factor**2 for method, factor in self._runs())
 
     def with_kernel_size(self, size: int) -> CoarseToFine:
@@ -78,7 +79,7 @@ class CoarseToFine:
         """Restore `measurement.y`; arguments as for the methods inside. With an `init` all runs see y as it is."""
         found: Restoration | None = None
         done, nfe, last, restarts = 0, 0, 1, None
-        largest = 1 if init else largest_factor(measurement)
+        largest = 1 if init else largest_factor(measurement, self.kernel_size)
         for method, wanted in self._runs():
             factor = min(wanted, largest)
             seen, size = coarser(measurement, factor), coarse_size(self.kernel_size, factor)
@@ -86,8 +87,7 @@ class CoarseToFine:
             told = part_of_run(callback if factor == 1 else of_part(callback, seen), done, self.num_steps)
             found = method.with_kernel_size(size)(seen, noise=noise, init=start, callback=told)
             if found.restarts is not None:
-                kernels = upsampled(found.restarts.kernels, factor, self.kernel_size)
-                restarts = replace(found.restarts, kernels=kernels)
+                restarts = replace(found.restarts, factor=factor)
             done, nfe, last = done + method.num_steps, nfe + found.nfe, factor
         return replace(found, nfe=nfe, restarts=restarts)
 
@@ -99,10 +99,10 @@ class CoarseToFine:
         return [(self.coarse, factors[0]), *((self.fine, factor) for factor in factors[1:] or factors)]
 
 
-def largest_factor(measurement: Measurement) -> int:
-    """The largest power of two by which a measurement can be made coarser."""
-    factor = 1
-    while min(measurement.y.shape[-2:]) >= 2 * factor * MIN_SIDE:
+def largest_factor(measurement: Measurement, kernel_size: int) -> int:
+    """The largest power of two by which a measurement can be made coarser: it must still hold the kernel."""
+    factor, side = 1, min(measurement.y.shape[-2:])
+    while factor < LARGEST_BLOCK and side // (2 * factor) >= max(MIN_SIDE, coarse_size(kernel_size, 2 * factor)):
         factor *= 2
     return factor
 
@@ -111,22 +111,54 @@ def coarser(measurement: Measurement, factor: int) -> Measurement:
     """The means over blocks of `factor` x `factor` pixels; an incomplete block at the end of an axis is left out.
 
     The noise level stays: the mean of a block has less noise, but the two sides of the model agree only up to aliasing,
-    and with the level kept more kernels are found (docs/methods.md). A block with a masked pixel is masked.
+    and with the level kept more kernels are found (docs/methods.md). Masked pixels do not enter a mean, and a block
+    counts when more than half of its pixels do.
     """
     if factor == 1:
         return measurement
-    mask = measurement.mask
-    if mask is not None:
-        mask = (F.avg_pool2d(mask, factor) == 1).to(mask)
+    y, mask = measurement.y, measurement.mask
+    if mask is None:
+        y = F.avg_pool2d(y, factor)
+    else:
+        kept = F.avg_pool2d(mask, factor)
+        y, mask = F.avg_pool2d(mask * y, factor) / kept.clamp_min(1 / factor**2), (kept > 0.5).to(mask)
     operator = measurement.operator
     if any(side % factor for side in measurement.y.shape[-2:]):  # a periodic picture loses its period with a row
         operator = replace(operator, boundary="unknown", pad_value=0.0)
-    return replace(measurement, y=F.avg_pool2d(measurement.y, factor), mask=mask, operator=operator, known={})
+    return replace(measurement, y=y, mask=mask, operator=operator, known={})
 
 
 def coarse_size(size: int, factor: int) -> int:
-    """The odd side that a kernel of `size` px needs in blocks of `factor` px."""
-    return -(-size // factor) | 1
+    """The side, odd but at factor 1, that a kernel of `size` px needs in blocks of `factor` px."""
+    return size if factor == 1 else -(-size // factor) | 1
+
+
+def downsampled(kernel: Tensor, factor: int) -> Tensor:
+    """The kernel that blurs the block means of a picture like `kernel` blurs the picture.
+
+    It is `kernel` seen through two blocks, that of the picture and that of the measurement: exact for pictures that are
+    constant over blocks.
+
+    Args:
+        kernel: `(..., h, w)`, centre `(h//2, w//2)`.
+        factor: side of the blocks, px.
+
+    Returns:
+        `(..., h', w')`, of the size of `coarse_size`, centred.
+    """
+    if factor == 1:
+        return kernel
+    margins = []
+    for side in reversed(kernel.shape[-2:]):
+        coarse = coarse_size(side, factor)
+        before = factor * (coarse // 2) - side // 2
+        after = factor * (coarse - 1) + 1 - side - before
+        margins += [before + factor - 1, after + factor - 1]
+    triangle = factor - torch.arange(1 - factor, factor, device=kernel.device).abs().to(kernel)
+    weights = (triangle[:, None] * triangle)[None, None] / factor**2  # each block gets all of the mass it sees
+    padded = F.pad(kernel, margins)
+    seen = F.conv2d(padded.reshape(-1, 1, *padded.shape[-2:]), weights, stride=factor)
+    return seen.reshape(*kernel.shape[:-2], *seen.shape[-2:])
 
 
 def upsampled(kernel: Tensor, factor: int, size: int) -> Tensor:

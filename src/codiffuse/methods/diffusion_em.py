@@ -42,8 +42,8 @@ class DiffusionEM:
 
     @property
     def work(self) -> float:
-        """Time of a whole run, in steps."""
-        return self.num_steps
+        """Time of a whole run, in steps of one particle."""
+        return self.e_step.num_particles * self.num_steps
 
     def with_kernel_size(self, size: int) -> DiffusionEM:
         """The same method for another kernel size."""

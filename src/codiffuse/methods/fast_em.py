@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from codiffuse.errors import InputError
 from codiffuse.estimation.hqs import HQS
 from codiffuse.guidance.dps import DPS
 from codiffuse.guidance.pigdm import PiGDM
@@ -58,6 +59,10 @@ class FastEM:
 
     def __post_init__(self) -> None:
         check_counts(num_particles=self.num_particles, kernel_size=self.kernel_size)
+        if not 0 <= self.held_steps < max(self.num_steps, 1):
+            raise InputError(
+                f"Expected held_steps from 0 to below the {self.num_steps} steps of the run, got {self.held_steps}."
+            )
 
     @property
     def num_steps(self) -> int:
@@ -66,8 +71,8 @@ class FastEM:
 
     @property
     def work(self) -> float:
-        """Time of a whole run, in steps."""
-        return self.num_steps
+        """Time of a whole run, in steps of one particle."""
+        return self.num_particles * self.num_steps
 
     def with_kernel_size(self, size: int) -> FastEM:
         """The same method for another kernel size."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from codiffuse.methods.base import Measurement
+from codiffuse.methods.coarse import LARGEST_BLOCK
 from codiffuse.methods.windows import Window
 
 
@@ -31,7 +32,7 @@ class Mosaic:
     @classmethod
     def of(cls, measurement: Measurement, windows: Sequence[Window], kernel_size: int) -> Mosaic:
         """Lays out windows of one size of a picture `(1, C, H, W)`, for a kernel of this side."""
-        windows, gap = tuple(windows), kernel_size - 1
+        windows, gap = tuple(windows), kernel_size + LARGEST_BLOCK - 1
         if tuple(windows[0].crop(measurement.y).shape) == tuple(measurement.y.shape):
             return cls(measurement, windows, gap)
         parts = [measurement.through(window) for window in windows]

@@ -13,9 +13,10 @@ from codiffuse.errors import InputError
 from codiffuse.estimation.hqs import HQS
 from codiffuse.estimation.support import border_mass, grown
 from codiffuse.methods.base import BlindMethod, Callback, Measurement, Restoration, Windows
+from codiffuse.methods.coarse import upsampled
 from codiffuse.methods.memory import estimate
 from codiffuse.methods.mosaic import Mosaic
-from codiffuse.methods.steps import of_part, part_of_run
+from codiffuse.methods.steps import check_counts, of_part, part_of_run
 from codiffuse.methods.tiles import Tiled
 from codiffuse.methods.windows import Window, choose_windows
 from codiffuse.operators.blur import BlurOperator
@@ -58,6 +59,12 @@ class Photograph:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        check_counts(
+            window=self.window,
+            num_windows=self.num_windows,
+            first_kernel_size=self.first_kernel_size,
+            kernel_size=1 if self.kernel_size is None else self.kernel_size,
+        )
         if self.max_noise_correction < 1:
             raise InputError(f"Expected max_noise_correction >= 1, got {self.max_noise_correction}.")
 
@@ -79,7 +86,7 @@ class Photograph:
         init: dict[str, Tensor] | None = None,
         callback: Callback | None = None,
     ) -> Restoration:
-        """Restore one photograph; arguments as for the methods inside.
+        """Restore one photograph; arguments as for the methods inside, of an `init` its kernel alone.
 
         Raises:
             InputError: more than one picture.
@@ -87,6 +94,8 @@ class Photograph:
         if len(measurement.y) != 1:
             raise InputError(f"Expected one photograph at a time, got {len(measurement.y)}; set batch_size=1.")
         mosaic, found, done = self._find_kernel(measurement, noise, init, callback)
+        if found.status[0] != "ok":
+            return _unrestored(measurement, found)
         kernel, level = found.params["kernel"], self._noise_level(mosaic.measurement, found)
         finished = self.finish(
             replace(measurement, known={"kernel": kernel}, noise=GaussianNoise(level)),
@@ -109,7 +118,8 @@ class Photograph:
         callback: Callback | None,
     ) -> tuple[Mosaic, Restoration, int]:
         """The kernel from the windows, in a support that grows until the kernel fits it; and the steps that took."""
-        size, done = self.kernel_size or self.first_kernel_size, 0
+        largest = (min(measurement.y.shape[-2:]) // 2 - 1) | 1
+        size, done = self.kernel_size or min(self.first_kernel_size, largest), 0
         while True:
             blind, mosaic = self.blind.with_kernel_size(size), self._mosaic(measurement, size)
             if not done:
@@ -118,10 +128,11 @@ class Photograph:
             seen = part_of_run(callback, done, total)
             if mosaic.measurement is not measurement:
                 seen = of_part(seen, mosaic.measurement)
-            found = blind(mosaic.measurement, noise=noise, init=init, callback=seen)
+            start = init and {"kernel": upsampled(init["kernel"], 1, size)}
+            found = blind(mosaic.measurement, noise=noise, init=start, callback=seen)
             done += blind.num_steps
             share = float(border_mass(found.params["kernel"]))
-            larger = min(grown(size), self.max_kernel_size, min(measurement.y.shape[-2:]) // 2)
+            larger = min(grown(size), self.max_kernel_size, largest)
             if self.kernel_size or larger <= size or not share > self.border_limit:
                 return mosaic, found, done
             logger.info("%.0f %% of the kernel is at its border: %d px instead of %d.", 100 * share, larger, size)
@@ -165,3 +176,9 @@ class Photograph:
             y, image.unsqueeze(1), kernel_size=tuple(kernel.shape[-2:]), mask=mask
         )
         return self.m_step(equations, mosaic.measurement.sigma.expand(count), kernel.expand(count, -1, -1, -1))[:, 0]
+
+
+def _unrestored(measurement: Measurement, found: Restoration) -> Restoration:
+    """The picture as it was, with the status of the blind method that failed."""
+    y = measurement.y.clamp(0, 1)
+    return replace(found, image=y, samples=y[:, None], raw={"x": y[:, None], **found.params})

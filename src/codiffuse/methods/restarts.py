@@ -63,7 +63,7 @@ class BestOfRestarts:
 
     @property
     def work(self) -> float:
-        """Time of a whole run, in steps at the resolution of y."""
+        """Time of a whole run, in steps of one particle at the resolution of y."""
         return len(self.initial_widths) * self.first.work + self.num_refinements * self.refine.work
 
     def with_kernel_size(self, size: int) -> BestOfRestarts:

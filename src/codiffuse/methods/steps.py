@@ -194,9 +194,11 @@ def part_of_run(callback: Callback | None, done: int, total: int) -> Callback | 
     return lambda info: callback(replace(info, number=done + info.number, total=total))
 
 
-def of_part(callback: Callback | None, part: Measurement) -> Callback | None:
-    """The same callback, told that a step was one on a part of the picture."""
-    return None if callback is None else lambda info: callback(replace(info, part=part))
+def of_part(callback: Callback | None, part: Measurement, *, tile: bool = False) -> Callback | None:
+    """The same callback, told what part of the picture a step was on, unless that is known already."""
+    if callback is None:
+        return None
+    return lambda info: callback(info if info.part is not None else replace(info, part=part, tile=tile))
 
 
 def check_counts(**counts: int) -> None:

@@ -186,12 +186,15 @@ class Tiled:
         if len(y) != 1:
             raise InputError(f"Expected one picture to restore by tiles, got {len(y)}; set batch_size=1.")
         plan = self.plan(frame, kernel_size)
+        # One field of noise for the picture, so that a sample does not depend on the tiles that the memory allows.
+        seed = noise.spawn("tiles").seeds[0] if isinstance(noise, GeneratorNoise) else None
         if plan.at_once:
             chunk = self.non_blind.particle_chunk or plan.together
+            noise = noise if seed is None else FieldNoise(seed)
             return replace(self.non_blind, particle_chunk=chunk)(measurement, noise=noise, init=init, callback=callback)
-        if not isinstance(noise, GeneratorNoise):
+        if seed is None:
             raise InputError(f"Expected noise from a seed (GeneratorNoise) for tiles, got {type(noise).__name__}.")
-        x = self._solve(measurement, plan, noise.spawn("tiles").seeds[0], callback)
+        x = self._solve(measurement, plan, seed, callback)
         if plan.num_windows > 1 and measurement.operator.image_shape(frame, kernel_size=kernel_size) == frame:
             x = crop_to_frame(x, kernel_size)
         return restoration(measurement, x, {"kernel": kernel}, plan.num_windows * plan.num_tiles * self.num_steps)
@@ -207,7 +210,7 @@ class Tiled:
         total = plan.num_solves * self.num_steps
         solves = product(range(plan.num_samples), _parts(measurement, plan, kernel_size))
         for number, (sample, (part, origin, share)) in enumerate(solves):
-            seen = of_part(part_of_run(callback, number * self.num_steps, total), part)
+            seen = of_part(part_of_run(callback, number * self.num_steps, total), part, tile=True)
             found = method(part, noise=FieldNoise(seed, origin, sample), callback=seen).raw["x"]
             place = Window(*origin, *found.shape[-2:])
             place.crop(x[:, sample]).addcmul_(found[:, 0], share.to(found))

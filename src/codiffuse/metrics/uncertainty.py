@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from statistics import NormalDist
 
 import torch
@@ -58,7 +59,7 @@ def calibration_factor(estimate: Tensor, std: Tensor, truth: Tensor, level: floa
     """What `std` must be multiplied by for `coverage` to be `level`."""
     ratio = (truth - estimate).abs() / std.clamp_min(torch.finfo(std.dtype).tiny)
     kept = ratio.flatten().sort().values
-    return float(kept[min(int(level * len(kept)), len(kept) - 1)] / _reach(level))
+    return float(kept[math.ceil(level * len(kept)) - 1] / _reach(level))
 
 
 def _reach(level: float) -> float:
