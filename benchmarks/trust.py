@@ -24,7 +24,9 @@ from codiffuse.inference.diagnostics import REACH, TRUST_TERMS, Term, predictors
 from codiffuse.inference.summary import gain
 
 PREFIX = "feature_"
-RIDGE = 1.0  # a standard normal prior on each weight: with few bad runs the weights would run away without it
+RIDGE = 1.0  # of the regression, in runs
+MAX_GAIN = 3.0  # dB, of either sign, that the regression sees: how much more it was says little about its sign
+LOGISTIC_OVER_NORMAL = 1.702  # by which a logistic curve comes closest to a normal distribution's
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,11 @@ def single_aurocs(runs: Sequence[Run], bad: Tensor) -> dict[str, float]:
 
 
 def fit(runs: Sequence[Run], names: Sequence[str]) -> tuple[float, dict[str, Term]]:
-    """Bias and terms of the logistic regression for a gain of at least 0, by penalised maximum likelihood."""
+    """Bias and terms of the chance that the gain is positive.
+
+    The gain is regressed on the predictors; what the fit leaves is taken to be normal. Few runs are bad, so how good
+    the others are tells more of the predictors than that they are good.
+    """
     missing = [name for name in names if not any(name in run.predictors for run in runs)]
     if missing:
         raise SystemExit(f"Expected predictors that the runs have, got {', '.join(missing)}.")
@@ -107,21 +113,14 @@ def fit(runs: Sequence[Run], names: Sequence[str]) -> tuple[float, dict[str, Ter
         torch.tensor([run.predictors[name] for run in runs if name in run.predictors]).double() for name in names
     ]
     scales = [(float(column.mean()), float(column.std()) or 1.0) for column in columns]
-    z = torch.stack([standardised(runs, name, *scale) for name, scale in zip(names, scales, strict=True)], 1)
-    good = torch.tensor([run.gain >= 0 for run in runs]).double()
-    weights = torch.zeros(len(names) + 1, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        logits = weights[0] + z @ weights[1:]
-        nll = torch.nn.functional.binary_cross_entropy_with_logits(logits, good, reduction="sum")
-        value = nll + RIDGE / 2 * weights[1:].square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    bias, *found = weights.tolist()
+    z = [standardised(runs, name, *scale) for name, scale in zip(names, scales, strict=True)]
+    design = torch.stack([torch.ones(len(runs), dtype=torch.float64), *z], 1)
+    gains = torch.tensor([run.gain for run in runs]).double().clamp(-MAX_GAIN, MAX_GAIN)
+    penalty = RIDGE * torch.eye(len(names) + 1, dtype=torch.float64)
+    penalty[0, 0] = 0
+    weights = torch.linalg.solve(design.T @ design + penalty, design.T @ gains)
+    spread = (gains - design @ weights).square().mean().sqrt()
+    bias, *found = (LOGISTIC_OVER_NORMAL * weights / spread).tolist()
     return bias, {name: Term(weight, *scale) for name, weight, scale in zip(names, found, scales, strict=True)}
 
 
