@@ -1,5 +1,7 @@
 """What a run takes: measured on a small picture, right for large ones."""
 
+import gc
+
 import pytest
 import torch
 from toys import tiny_prior
@@ -25,6 +27,18 @@ def kept_bytes(prior, side):
 def test_memory_grows_with_the_area():
     prior = tiny_prior()
     assert bytes_per_pixel(prior) == pytest.approx(kept_bytes(prior, 192) / 192**2, rel=0.05)
+
+
+def test_measuring_keeps_nothing():
+    def living():
+        gc.collect()
+        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+
+    prior = tiny_prior()
+    bytes_per_pixel(prior)
+    before = living()
+    bytes_per_pixel(prior)
+    assert living() == before
 
 
 def test_particles_are_as_many_as_the_free_memory_holds(monkeypatch):

@@ -31,7 +31,7 @@ def bytes_per_pixel(prior: Prior) -> float:
 
     def count(tensor: Tensor) -> Tensor:
         kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # as it is, an output would keep the graph that it belongs to alive for ever
 
     x = torch.zeros(1, prior.channels, PROBE_SIDE, PROBE_SIDE, device=device, requires_grad=True)
     weights = {p.data_ptr() for p in prior.parameters()}
