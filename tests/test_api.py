@@ -196,6 +196,9 @@ def test_what_has_failed_says_so_and_can_be_saved(instant, tmp_path, monkeypatch
         (np.zeros((40, 48), np.int64), {}, ["image", "int64"]),
         (np.full((40, 48), np.nan), {}, ["image", "finite"]),
         (np.zeros((20, 48)), {}, ["image", "at least 32 x 32", "20 x 48"]),
+        (torch.eye(40).to_sparse(), {}, ["image", "dense tensor", "sparse_coo"]),
+        (torch.empty(3, 40, 48, device="meta"), {}, ["image", "dense tensor", "on meta"]),
+        (torch.zeros(40, 48, dtype=torch.float8_e4m3fn), {}, ["image", "floats", "float8_e4m3fn"]),
         (None, {"sgima": 1}, ["sgima"]),
         (None, {"sigma": "loud"}, ["5/255", "loud"]),
         (None, {"sigma": {"a": 1}}, ["sigma", "dict"]),
@@ -208,6 +211,7 @@ def test_what_has_failed_says_so_and_can_be_saved(instant, tmp_path, monkeypatch
         (None, {"device": "tpu"}, ["cuda:N", "tpu"]),
         (None, {"input": "other.png"}, ["first argument"]),
         (None, {"overrides": "method.process.num_steps=2"}, ["list of overrides"]),
+        (None, {"overrides": [2]}, ["list of overrides"]),
         (None, {"overrides": ["method.process.steps=2"]}, ["method.process.steps"]),
         (None, {"overrides": ["seed='"]}, ["seed"]),
     ],
@@ -219,6 +223,10 @@ def test_errors_are_one_line(quick, image, settings, words):
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
+
+
+def test_no_overrides_at_all(instant):
+    assert instant(picture(0), overrides=None).status == "ok"
 
 
 def test_one_picture_at_a_time(instant, pictures):

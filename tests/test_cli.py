@@ -71,6 +71,39 @@ def test_a_run_goes_on_with_other_means(infer, pictures):
     assert [row["id"] for row in rest.rows()] == ["a", "b", "c"]
 
 
+def test_a_limit_takes_no_picture_out_of_the_report(infer, pictures):
+    whole = infer("input=pictures")
+    summary = json.loads((whole.folder / "summary.json").read_text())
+    one = infer("input=pictures", "limit=1")
+    assert (one.code, one.folder) == (0, whole.folder)
+    assert "1 of 1 images are done already" in one.out
+    assert json.loads((whole.folder / "summary.json").read_text()) == summary
+    assert summary["n"] == 3
+    page = (whole.folder / "report.html").read_text()
+    assert all(f"images/{name}/restored.png" in page for name in "abc")
+
+
+def test_a_failure_beyond_the_limit_is_no_failure_of_this_run(infer, pictures):
+    (pictures / "c.png").write_bytes(b"")
+    assert infer("input=pictures").code == 1
+    again = infer("input=pictures", "limit=1")
+    assert (again.code, again.err) == (0, "")
+    assert "2 of 3 images restored" in again.out
+
+
+def test_a_replaced_picture_is_restored_again(infer, pictures):
+    first = infer("input=pictures/a.png")
+    before = np.asarray(Image.open(first.folder / "images/a/restored.png"), float)
+    Image.fromarray(255 - picture(0)).save(pictures / "a.png")
+    second = infer("input=pictures/a.png")
+    assert (second.code, second.folder) == (0, first.folder)
+    assert "a: the picture has changed" in second.out
+    assert "done already" not in second.out
+    after = np.asarray(Image.open(first.folder / "images/a/restored.png"), float)
+    assert np.abs(after - before).mean() > 30
+    assert len(second.rows()) == 1
+
+
 def test_a_folder_with_a_bad_picture(infer, pictures):
     (pictures / "b.png").write_bytes((pictures / "b.png").read_bytes()[:200])
     ended = infer("input=pictures")

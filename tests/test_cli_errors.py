@@ -1,13 +1,16 @@
 """What the command line says when something is wrong: one line, and a code that scripts understand."""
 
+import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from programs import says
+from programs import QUICK, once, says
 from toys import picture
 
 from codiffuse import cli
@@ -123,22 +126,79 @@ def test_a_run_folder_keeps_its_settings(infer, pictures):
     assert (first.folder / "config.yaml").read_text() == before
 
 
+@pytest.mark.parametrize("foreign", ["images/a/precious.txt", "config.yaml", "report.html", "results.jsonl"])
+def test_a_folder_of_something_else_is_left_alone(infer, pictures, tmp_path, foreign):
+    path = tmp_path / "proj" / foreign
+    path.parent.mkdir(parents=True)
+    path.write_text('{"mine": 1}\n')
+    says(infer("input=pictures/a.png", "hydra.run.dir=proj"), "proj", foreign.partition("/")[0], "hydra.run.dir=")
+    assert path.read_text() == '{"mine": 1}\n'
+    ours = {"config.yaml", "images", "results.jsonl", "summary.json", "report.html"}
+    assert {each.name for each in (tmp_path / "proj").iterdir()} & ours == {foreign.partition("/")[0]}
+
+
+@pytest.mark.parametrize("name", ["/dev/null/x", "/proc/foo", "pictures/a.png", "logless"])
+def test_a_run_folder_that_cannot_be_made(infer, pictures, tmp_path, name):
+    (tmp_path / "logless" / "infer.log").mkdir(parents=True)
+    reasons = ("Not a directory", "No such file", "File exists", "Is a directory")
+    ended = infer("input=pictures/a.png", f"hydra.run.dir={name}")
+    says(ended, name, "can be written", "set hydra.run.dir=")
+    assert any(reason in ended.err for reason in reasons)
+
+
+@pytest.mark.parametrize("name", ["images", "config.yaml", "summary.json"])
+def test_a_run_folder_that_cannot_be_written(infer, pictures, name):
+    first = infer("input=pictures/a.png", "run_id=mine")
+    for path in sorted((first.folder / name).rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    (first.folder / name).rmdir() if name == "images" else (first.folder / name).unlink()
+    (first.folder / name).mkdir() if name != "images" else (first.folder / name).touch()
+    ended = infer("input=pictures/a.png", "run_id=mine")
+    says(ended, "set hydra.run.dir=")
+
+
+def test_other_weights_of_the_same_name_are_other_settings(infer, pictures, use_tiny_zoo, tmp_path, monkeypatch):
+    from codiffuse.priors import zoo
+
+    infer("input=pictures/a.png", "run_id=mine")
+    shutil.copytree(use_tiny_zoo, tmp_path / "zoo")
+    monkeypatch.setenv("CODIFFUSE_ZOO", str(tmp_path / "zoo"))
+    assert "1 of 1 images are done already" in infer("input=pictures/a.png", "run_id=mine").out
+    weights = {name: 2 * value for name, value in zoo.read_weights(tmp_path / "zoo/natural_image").items()}
+    zoo.save(tmp_path / "zoo/natural_image", zoo.read_spec(tmp_path / "zoo/natural_image"), weights, "# Other\n")
+    says(infer("input=pictures/a.png", "run_id=mine"), "others for weights", "another run_id")
+
+
+@pytest.mark.parametrize(("sizes", "words"), [("0,9", "at least 1"), ("51,9", "a failed: .*smaller kernel")])
+def test_a_sweep_goes_on_after_a_job_that_failed(program, pictures, tmp_path, sizes, words):
+    settings = [*once(()), *QUICK, "input=pictures/a.png", "run_id=sweep-${kernel_size}", f"kernel_size={sizes}"]
+    ended = program(cli.infer, "-m", *settings)
+    says(ended, "error: job #0: ")
+    assert re.search(words, ended.err)
+    folder = tmp_path / "outputs/infer/sweep-9"
+    assert json.loads((folder / "results.jsonl").read_text())["status"] == "ok"
+    assert (folder / "report.html").exists()
+
+
 def test_interrupting_is_no_error(infer, pictures, monkeypatch):
     def interrupt(self, measurement, **_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(FastEM, "__call__", interrupt)
-    ended = infer("input=pictures")
+    with monkeypatch.context() as patched:
+        patched.setattr(FastEM, "__call__", interrupt)
+        ended = infer("input=pictures", "run_id=mine")
     assert ended.code == 130
     assert ended.err == "interrupted; the same command continues from here\n"
+    assert infer("input=pictures", "run_id=mine", "seed=1").code == 0  # nothing was made with the other seed
 
 
-def test_a_bug_keeps_its_traceback(infer, pictures, monkeypatch):
+@pytest.mark.parametrize("kind", [ZeroDivisionError, OSError, ValueError])
+def test_a_bug_keeps_its_traceback(infer, pictures, monkeypatch, kind):
     def fault(self, measurement, **_):
-        raise ZeroDivisionError("a bug")
+        raise kind("a bug")
 
     monkeypatch.setattr(FastEM, "__call__", fault)
-    with pytest.raises(ZeroDivisionError, match="a bug"):
+    with pytest.raises(kind, match="a bug"):
         infer("input=pictures")
 
 

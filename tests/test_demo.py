@@ -1,7 +1,10 @@
 """The demo: what a run tells while it goes on, how it stops, what it leaves, and that the page builds offline."""
 
+import asyncio
+import re
 import sys
 import threading
+import types
 import zipfile
 from pathlib import Path
 
@@ -247,6 +250,56 @@ def test_note_about_time(tmp_path):
     assert time_note(str(tmp_path / "broken.png"), 4, None) == ""
 
 
+def test_note_about_time_counts_the_kernel(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.new("L", (1000, 800)).save(path)
+    assert "5 min" in time_note(str(path), 1, None)  # two minutes for the kernel, 200 s for the sample
+
+
+class Stages:
+    """A restoration in three stages: (steps, seconds a step, samples, of a part, by tiles); keeps the clock."""
+
+    def __init__(self, *stages: tuple[int, float, int, bool, bool]) -> None:
+        self.stages, self.now = stages, 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def __call__(self, image, callback, **settings):
+        total, number = sum(steps for steps, *_ in self.stages), 0
+        part = Measurement(torch.zeros(1, 3, 12, 12), GaussianNoise(0.1), BlurOperator("circular"))
+        params = {"kernel": torch.full((1, 1, 5, 5), 0.04)}
+        for steps, seconds, samples, of_part, tile in self.stages:
+            x0 = torch.zeros(1, samples, 3, *((12, 12) if of_part else (40, 48)))
+            for _ in range(steps):
+                number, self.now = number + 1, self.now + seconds
+                callback(StepInfo(number, total, 0.5, x0, params, part if of_part else None, tile))
+        return Restored(torch.zeros(3, 40, 48))
+
+
+def told(stages: Stages, photo, tmp_path, monkeypatch, num_samples: int) -> list[str]:
+    """Per step: the time left, or what is being done."""
+    monkeypatch.setattr("codiffuse.inference.watch.time", stages)
+    news = run(photo, stages, tmp_path, Choices(num_samples=num_samples), interval=0.0)
+    found = [
+        re.search(r"Step \d+ of \d+ · (?:about )?(.*?)(?: left)? · residual", item["status"]) for item in news[1:-2]
+    ]
+    return [match[1] for match in found]
+
+
+@pytest.mark.parametrize("by_tiles", [False, True])
+def test_time_left_is_that_of_the_last_stage(photo, tmp_path, monkeypatch, by_tiles):
+    # Many cheap steps on parts of the picture, a few at its resolution, then the samples.
+    stages = Stages((6, 1.0, 1, True, False), (2, 4.0, 1, False, False), (4, 10.0, 2, by_tiles, by_tiles))
+    said = told(stages, photo, tmp_path, monkeypatch, num_samples=2)
+    assert said == ["finding the kernel"] * 8 + ["restoring the picture", "20 s", "10 s", "0 s"]
+
+
+def test_time_left_of_steps_that_are_all_alike_is_told_at_once(photo, tmp_path, monkeypatch):
+    stages = Stages((2, 3.0, 1, False, False), (2, 3.0, 1, False, False))
+    assert told(stages, photo, tmp_path, monkeypatch, num_samples=1)[1:] == ["6 s", "3 s", "0 s"]
+
+
 def test_sample_is_a_small_blurred_photograph(tmp_path):
     assert read_picture(demo.sample_photograph(tmp_path)).pixels.shape == (3, 128, 128)
 
@@ -264,4 +317,51 @@ def test_page_builds_and_tells_nobody(tmp_path):
     assert page.analytics_enabled is False
     handlers = {handler.name for handler in page.fns.values()}
     assert {"run", "cancel"} <= handlers
-    assert "googleapis" not in str(page.get_config_file())
+
+
+def test_answers_forbid_the_browser_to_load_from_elsewhere():
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x-own", b"1")]})
+        await send({"type": "http.response.body", "body": b"page"})
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(demo._OwnOriginOnly(app)({"type": "http"}, None, send))
+    start, body = sent
+    headers = dict(start["headers"])
+    assert headers[b"x-own"] == b"1"
+    allowed = headers[b"content-security-policy"].decode().removeprefix("default-src ").split()
+    assert set(allowed) == {"'self'", "'unsafe-inline'", "'unsafe-eval'", "data:", "blob:"}  # no host, no scheme, no *
+    assert body == {"type": "http.response.body", "body": b"page"}
+
+
+def test_page_is_served_to_this_machine_alone(monkeypatch):
+    launched, themes = {}, {}
+
+    class Page:
+        def launch(self, **settings):
+            launched.update(settings)
+            return None, "http://127.0.0.1:7860", None
+
+        def block_thread(self):
+            pass
+
+    gradio = types.SimpleNamespace(themes=types.SimpleNamespace(Default=lambda **fonts: themes.update(fonts) or themes))
+    middleware = types.SimpleNamespace(Middleware=lambda kind: kind)
+    for name, module in {"gradio": gradio, "starlette": gradio, "starlette.middleware": middleware}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_RUN_HISTORY", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "")  # restored afterwards
+    monkeypatch.setattr(demo, "build", lambda restore, folder: Page())
+    monkeypatch.setattr("sys.argv", ["demo"])
+    demo.main()
+    assert launched["app_kwargs"] == {"middleware": [demo._OwnOriginOnly]}
+    assert launched["server_name"] == "127.0.0.1"
+    assert launched["share"] is False
+    assert launched["theme"] is themes
+    assert all(isinstance(font, str) for fonts in themes.values() if isinstance(fonts, list) for font in fonts)
+    assert "font" in themes  # gradio's own come from elsewhere
+    assert demo.os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 from programs import QUICK, Ended, once, run
+from test_images import deep_png, png_chunk
 from toys import noisy_copy, picture
 
 import codiffuse
@@ -259,6 +261,32 @@ def test_light_is_exposed_and_noise_is_kept():
         picture = picture_of(array)
         assert np.array_equal(picture.pixels.movedim(0, -1).squeeze(-1).numpy(), array)
         assert picture.notes == ()
+
+
+def test_a_transparent_colour_of_16_bits_is_compared_with_all_of_them(tmp_path):
+    deep = COLOUR.astype(np.uint16) * 257
+    deep[3, 4] = deep[3, 5] = 0x1234
+    deep[3, 5, 2] += 1  # the same high bytes, so that only 16 bits tell it from the transparent colour
+    deep[3, 6] = 0x3412  # what its bytes make the other way round
+    content = deep_png(deep)
+    (tmp_path / "key.png").write_bytes(content[:33] + png_chunk(b"tRNS", 3 * b"\x12\x34") + content[33:])
+    found = read_picture(tmp_path / "key.png")
+    expected = deep / 65535
+    expected[3, 4] = 1
+    assert np.abs(found.pixels.movedim(0, -1).numpy() - expected).max() < 1e-6
+    assert found.notes == ("16 bit", "alpha composited over white")
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_subclasses_of_arrays_are_arrays():
+    expected = picture_of(GRAY).pixels
+    for array in (np.ma.array(GRAY), np.ma.array(GRAY[..., None]), np.matrix(GRAY), np.matrix(UNIT_GRAY)):
+        pixels = picture_of(array).pixels
+        assert pixels.dtype == torch.float32
+        assert type(pixels.numpy()) is np.ndarray
+        assert np.allclose(pixels, expected, atol=1e-6)
+    with pytest.raises(InputError, match="masked array; fill"):
+        picture_of(np.ma.array(GRAY, mask=GRAY > 200))
 
 
 @pytest.mark.parametrize("pixels", [SMALL, SMALL[..., 0], LONG], ids=["33 x 47", "33 x 47 gray", "64 x 1000"])

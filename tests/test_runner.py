@@ -244,6 +244,36 @@ def test_failed_images_are_tried_again(folder, tmp_path):
     assert {row["status"] for row in rows} == {"ok"}
 
 
+@pytest.mark.parametrize("make", [blurred, lambda folder: Photographs(str(folder))])
+def test_a_picture_that_was_replaced_is_restored_again(folder, tmp_path, caplog, make):
+    caplog.set_level(logging.INFO)
+    root = tmp_path / "run"
+    before = runner(root).run(make(folder))
+    Image.fromarray(255 - picture(1)).save(folder / "b.png")
+    caplog.clear()
+    method = Copy()
+    after = runner(root, method).run(make(folder))
+    assert len(method.batches) == 1
+    assert "b: the picture has changed" in caplog.text
+    assert "3 of 4 images are done already" in caplog.text
+    assert [row == old for row, old in zip(after, before, strict=True)] == [True, False, True, True]
+    assert {row["id"]: row for row in written(root)} == {row["id"]: row for row in after}
+    left = Image.open(root / "images/b/restored.png")
+    assert np.asarray(left, float).mean() == pytest.approx(255 - picture(1).mean(), abs=5)
+
+
+def test_a_picture_replaced_while_it_is_restored_is_restored_again(folder, tmp_path):
+    def replace(image, y):
+        Image.fromarray(picture(9)).save(folder / "a.png")
+        return image
+
+    source = Photographs(str(folder), limit=1)
+    runner(tmp_path / "run", Copy(spoil=replace)).run(source)
+    method = Copy()
+    runner(tmp_path / "run", method).run(source)
+    assert len(method.batches) == 1
+
+
 # What a row and a folder say
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from codiffuse.data.sources import centre_crop, data_root, downscale, evaluation_set, sample_names, sources
+from codiffuse.data.sources import Source, centre_crop, data_root, downscale, evaluation_set, sample_names, sources
 from codiffuse.errors import InputError
 
 
@@ -76,10 +76,23 @@ def test_a_list_keeps_its_order_and_takes_a_file_once(tmp_path):
     assert ids(spec) == ["b", "a", "c", "coffee"]
 
 
-def test_equal_stems_are_told_apart_by_their_folders_and_then_by_number(tmp_path):
+def test_equal_stems_are_told_apart_by_their_suffixes(tmp_path):
+    put(tmp_path / "x.jpg", tmp_path / "x.PNG", tmp_path / "y.png")
+    before = {source.id: source.path.name for source in sources(tmp_path)}
+    assert before == {"x-jpg": "x.jpg", "x-png": "x.PNG", "y": "y.png"}
+    put(tmp_path / "x.bmp", tmp_path / "more" / "x.png")
+    after = {source.id: source.path.name for source in sources(tmp_path)}
+    assert after == before | {"x-bmp": "x.bmp"}
+    # of two with one name in two folders neither is called what the first one was before
+    assert ids([tmp_path, tmp_path / "more"]) == [f"x-png-{tmp_path.name}", "x-bmp", "x-jpg", "y", "x-more"]
+
+
+def test_equal_names_are_told_apart_by_their_folders_and_then_by_number(tmp_path):
     files = [tmp_path / name for name in ("one/x.png", "two/x.png", "two/X.jpg", "two/x.jpg", "y.png")]
     put(*files)
-    assert ids(files) == ["x-one", "x-two", "X-two-2", "x-two-3", "y"]
+    assert ids(files) == ["x-one", "x-png-two", "X-jpg-two", "x-jpg-two-2", "y"]
+    assert ids(files[:2]) == ["x-one", "x-two"]
+    assert ids([files[0], files[3]]) == ["x-png", "x-jpg"]
     # the order of the list does not move a name from one file to another
     assert {source.id: source.path for source in sources(files[1::-1])} == {"x-one": files[0], "x-two": files[1]}
 
@@ -96,6 +109,9 @@ def test_ids_never_clash_with_a_stem_that_looks_like_one(tmp_path):
     found = ids(files)
     assert found[0] == "x-one"
     assert len(set(found)) == 4
+    files = [tmp_path / "one" / name for name in ("x.png", "x.jpg", "x-png.bmp")]
+    put(*files)
+    assert ids(files) == ["x-png-one", "x-jpg", "x-png"]
 
 
 def test_ids_are_safe_file_names(tmp_path):
@@ -113,9 +129,24 @@ def test_ids_are_safe_file_names(tmp_path):
 
 
 def test_ids_of_long_equal_names_fit_a_file_name(tmp_path):
-    files = [tmp_path / (folder * 60) / ("写" * 80 + ".png") for folder in ("写", "真")]
-    put(*files)
-    assert all(len(name.encode()) < 240 for name in ids(files))
+    files = [tmp_path / (folder * 60) / ("写" * 60 + "." + "真" * 15) for folder in ("写", "真")]
+    put(*files, files[0].with_suffix(".png"), files[0].with_suffix(""))
+    found = ids([*files, files[0].with_suffix(".png"), files[0].with_suffix("")])
+    assert len(set(found)) == 4
+    assert all(len(name.encode()) < 240 for name in found)
+
+
+def test_the_hash_of_a_picture_is_that_of_its_bytes(tmp_path):
+    put(tmp_path / "a.png", tmp_path / "b.png")
+    (source,), (other,) = sources(tmp_path / "a.png"), sources(tmp_path / "b.png")
+    first = source.input_hash()
+    assert len(first) == 12
+    assert first == other.input_hash() == source.input_hash()
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes() + b"\0")
+    assert source.input_hash() != first
+    (tmp_path / "a.png").unlink()
+    assert source.input_hash() is None
+    assert Source("a", None, source.load).input_hash() is None
 
 
 def test_samples_are_packaged_and_readable():

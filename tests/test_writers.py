@@ -128,6 +128,39 @@ def test_row_comes_after_the_files(folder, monkeypatch):
     assert set(folder.done()) == {"a"}
 
 
+def test_other_files_in_the_folder_of_an_image_stay(folder):
+    images = folder.root / "images" / "a"
+    (images / "mine").mkdir(parents=True)
+    (images / "mine" / "precious.txt").write_text("precious")
+    (images / "notes.txt").write_text("notes")
+    for outcome in (make_outcome("a"), make_outcome("a"), Outcome("a", {"id": "a", "status": "failed: gone"})):
+        folder.write(outcome)
+    assert files_of(folder, "a") == {"mine", "notes.txt"}
+    assert (images / "mine" / "precious.txt").read_text() == "precious"
+
+
+def test_every_file_of_a_run_is_replaced(folder):
+    more = {
+        "residual": torch.randn(3, 40, 2000),
+        "restart_kernels": torch.rand(3, 9, 9),
+        "restart_residuals": [1, 2, 3],
+        "windows": [(0, 0, 20, 20)],
+        "mask": torch.eye(2000)[None, :40],
+    }
+    folder.write(make_outcome("a", n=4, size=(40, 2000), frames=2, truth=True, more=more))
+    assert len(files_of(folder, "a")) > 20
+    (folder.root / "images" / "a" / ".0f.partial").touch()  # of a program that was killed
+    folder.write(Outcome("a", {"id": "a", "status": "failed: gone"}))
+    assert not (folder.root / "images" / "a").exists()
+
+
+@pytest.mark.parametrize("task", [lambda f: f.write(make_outcome("a")), lambda f: f.finish(["a"], HEADER)])
+def test_a_folder_that_cannot_be_written_is_said(tmp_path, task):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"can be written, got .*file.*: .+; set hydra\.run\.dir="):
+        task(RunFolder(tmp_path / "file" / "run"))
+
+
 def test_image_interrupted_while_it_is_redone_is_not_done(folder, monkeypatch):
     folder.write(make_outcome("a"))
     monkeypatch.setattr(writers, "panel", lambda outcome: 1 / 0)
@@ -291,18 +324,15 @@ def colour_share(pixels: torch.Tensor, colour: torch.Tensor) -> torch.Tensor:
     return ((pixels - colour.view(3, 1, 1)).abs().amax(0) < 0.01).float()
 
 
-@pytest.mark.parametrize("residuals", [[1.4, float("inf"), 1.1, 1.2, 1.3], [float("inf")] * 5])
-def test_restart_strip_frames_the_kernel_of_least_residual(residuals):
+def test_restart_strip_says_which_run_failed_and_prefers_none():
     kernels = torch.rand(5, 9, 9)
     kernels[1] = float("nan")
-    strip = restart_strip(kernels, residuals)
+    strip = restart_strip(kernels, [1.4, float("inf"), 1.1, 1.2, 1.3])
     assert bool(torch.isfinite(strip).all())
-    framed = colour_share(strip, torch.tensor(FRAME_COLOUR) / 255)
-    columns = framed.sum(0).nonzero()[:, 0]
-    if residuals[0] == float("inf"):
-        assert len(columns) == 0
-    else:  # the third of four columns
-        assert strip.shape[2] / 2 - 4 < columns.min() < columns.max() < 3 / 4 * strip.shape[2]
+    assert (strip == strip[:1]).all()  # gray: no colour marks a kernel
+    below = strip[0, 8 + 108 + 4 : 8 + 108 + 26]  # room for words under the kernels of the first row
+    written = [float(cell.max()) for cell in below[:, 8:].split((strip.shape[2] - 8) // 4, 1)]
+    assert [value > 0.9 for value in written] == [False, True, False, False]
 
 
 @pytest.mark.parametrize(("size", "scale"), [((64, 80), 8), ((960, 1280), 0.5)])

@@ -67,7 +67,7 @@ class Restored:
     _outcome: Outcome = field(repr=False)
 
     def pil(self) -> Image.Image:
-        """The restoration as an 8-bit picture of Pillow, gray or RGB: the same as `restored.png`."""
+        """The restoration as a picture of Pillow, gray or sRGB, in 8 bits: the same as `restored.png`."""
         from PIL import Image
 
         image = self.image[..., 0] if self.image.shape[2:] == (1,) else self.image
@@ -99,7 +99,7 @@ def restore(
     device: str = "auto",
     precision: str = "float32",
     callback: Callback | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | None = (),
     **settings: Any,
 ) -> Restored:
     """Restores one picture and finds the blur that made it.
@@ -114,12 +114,13 @@ def restore(
         method: One of `conf/method`.
         sigma: Noise level in [0, 1] units, or a fraction such as "5/255"; None estimates it.
         kernel_size: Side of the unknown kernel, px, or "auto".
-        num_samples: Restorations with the kernel found; their mean is the result, their spread the uncertainty.
+        num_samples: Restorations with the kernel found; their mean is the result, their spread the uncertainty. Without
+            a `pipeline`, and with a method that is told the kernel, these are `num_particles`.
         seed: Of all random numbers.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `float32`, or `bfloat16` inside the network.
         callback: Called after each step with a `codiffuse.methods.base.StepInfo`.
-        overrides: Settings inside components as the command line has them: `["method.num_refinements=1"]`.
+        overrides: Settings inside components as the command line has them: `["method.coarse.num_refinements=2"]`.
         **settings: Other settings of `conf/infer.yaml`, and options of its groups, such as `boundary="circular"` or
             `pipeline=None`; None is null in YAML.
 
@@ -132,7 +133,8 @@ def restore(
     """
     from codiffuse import cli
 
-    if "input" in settings or isinstance(overrides, str):
+    overrides = () if overrides is None else overrides
+    if "input" in settings or isinstance(overrides, str) or not all(isinstance(each, str) for each in overrides):
         raise InputError("Expected the picture as first argument and a list of overrides, got others; see its help.")
     picture, keep_channels = _picture(image)
     values = {"method": method, "input": ARRAY_ID if picture else str(image)}
@@ -183,14 +185,7 @@ def _picture(image: Any) -> tuple[Picture | None, bool]:
     if isinstance(image, str | Path):
         return None, False
     if isinstance(image, Tensor):
-        if image.ndim == 3 and len(image) not in (1, 3, 4):
-            got = tuple(image.shape)
-            raise InputError(
-                f"image: expected a tensor (H, W) or (1 | 3 | 4, H, W), got {got}; move the channels first"
-            )
-        image = image.detach().cpu()
-        image = image.float() if image.dtype == torch.bfloat16 else image
-        image = (image.movedim(0, -1) if image.ndim == 3 else image).numpy()
+        image = _array(image)
     if isinstance(image, np.ndarray):
         return picture_of(image, name=ARRAY_ID), image.ndim == 3
     from PIL import Image
@@ -199,6 +194,20 @@ def _picture(image: Any) -> tuple[Picture | None, bool]:
         return picture_of(image, name=ARRAY_ID), False
     got = type(image).__name__
     raise InputError(f"image: expected a path, a picture of Pillow, a NumPy array or a tensor, got {got}; give one")
+
+
+def _array(image: Tensor) -> np.ndarray:
+    """`(H, W)` or `(C, H, W)` -> `(H, W)` or `(H, W, C)`."""
+    if image.ndim == 3 and len(image) not in (1, 3, 4):
+        got = tuple(image.shape)
+        raise InputError(f"image: expected a tensor (H, W) or (1 | 3 | 4, H, W), got {got}; move the channels first")
+    try:
+        image = image.detach().cpu()
+        image = image.float() if image.dtype == torch.bfloat16 else image
+        return (image.movedim(0, -1) if image.ndim == 3 else image).numpy()
+    except (TypeError, RuntimeError) as error:  # sparse, without data, of a type that NumPy lacks
+        got = f"{image.layout}, {image.dtype} on {image.device}"
+        raise InputError(f"image: expected a dense tensor of uint8, uint16 or floats, got {got}; convert it") from error
 
 
 def _restored(outcome: Outcome, notes: tuple[str, ...], keep_channels: bool) -> Restored:

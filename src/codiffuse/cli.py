@@ -36,12 +36,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _hydra_lock = threading.Lock()
 
-# Settings that change how a run is carried out, not what it computes: they may differ when it is continued.
-HOW_NOT_WHAT = ("device", "batch_size", "threads", "limit", "lpips", "animate", "run_id", "resume")
-COUNTS = ("num_particles", "num_samples", "window", "tile")  # settings that are whole numbers of at least 1
-COUNTS_OR_NULL = ("crop", "limit", "batch_size", "threads")
-COUNTS_OR_AUTO = ("kernel_size",)
-
 
 def config_dir() -> Path:
     """The folder of yaml files: the checkout's `conf/`, else the one in the installed package."""
@@ -120,9 +114,10 @@ def _train(cfg: DictConfig) -> None:
     )
 
 
-def _infer(cfg: DictConfig) -> None:
+def _infer(cfg: DictConfig) -> list[str]:
     from codiffuse.inference.provenance import header
     from codiffuse.inference.runner import Runner
+    from codiffuse.inference.settings import keep_settings, prior_hashes
     from codiffuse.inference.summary import closing_lines
     from codiffuse.inference.writers import RunFolder
 
@@ -132,20 +127,17 @@ def _infer(cfg: DictConfig) -> None:
         import torch
 
         torch.set_num_threads(plain["threads"])
-    _keep_settings(plain, run_dir / "config.yaml")
+    keep_settings(run_dir, plain | {"weights": prior_hashes(plain)})
     source, restorer = measurements(plain), restorer_of(plain, HydraConfig.get().runtime.choices["method"])
     folder = RunFolder(run_dir)
     rows = Runner(
         restorer, folder, plain["batch_size"] or (1 if plain["device"] == "cpu" or plain.get("pipeline") else 8)
     ).run(source)
     names = {"method": restorer.name, "experiment": plain["experiment_name"], "run_id": plain["run_id"]}
-    summary = folder.finish(source.ids, header(plain["device"], **names) | {"settings": _settings(plain)})
+    every = measurements(plain | {"data": plain["data"] | {"limit": None}}) if plain["data"].get("limit") else source
+    summary = folder.finish(every.ids, header(plain["device"], **names) | {"settings": _settings(plain)})
     print(closing_lines(summary, run_dir))
-    if summary["failed"]:
-        said = "\n".join(f"error: {row['id']} {row['status']}" for row in rows if row["status"] != "ok")
-        if HydraConfig.get().mode is not RunMode.MULTIRUN:
-            sys.exit(said)
-        print(said, file=sys.stderr)  # the other jobs of a sweep go on
+    return [f"{row['id']} {row['status']}" for row in rows if row["status"] != "ok"]
 
 
 def compose_infer(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
@@ -153,7 +145,7 @@ def compose_infer(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> t
 
     Args:
         values: settings, and options of groups, by name.
-        overrides: the same as on the command line, such as `method.num_refinements=1`; they win over `values`.
+        overrides: the same as on the command line, such as `method.coarse.num_refinements=2`; they win over `values`.
 
     Returns:
         All settings, resolved and checked, and the name of the chosen method.
@@ -167,7 +159,7 @@ def compose_infer(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> t
         with hydra.initialize_config_dir(str(config_dir()), job_name="infer", version_base="1.3"):
             cfg = hydra.compose("infer", [_for_hydra(each) for each in [*given, *overrides]], return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
-        method = cfg.hydra.runtime.choices["method"]
+        method = cfg.hydra.runtime.choices.get("method")
         with open_dict(cfg):
             del cfg["hydra"]
         return _plain(cfg), method
@@ -175,10 +167,11 @@ def compose_infer(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> t
 
 def measurements(plain: dict[str, Any], picture: Source | None = None) -> MeasurementSource:
     """The measurements of these settings, made of `picture` instead of what they name as `input`, if it is given."""
-    if picture is None:
-        return hydra.utils.instantiate(plain["data"])
-    # As an argument of the call, because Hydra copies what stands in a configuration.
-    return hydra.utils.instantiate(plain["data"] | {"_partial_": True})(input=picture)
+    data = dict(plain["data"])
+    named = {"input": data.pop("input")} if "input" in data else {}
+    # As an argument of the call, because Hydra copies what stands in a configuration, and looks for references in it.
+    given = named if picture is None else {"input": picture}
+    return hydra.utils.instantiate(data | {"_partial_": True})(**given)
 
 
 def restorer_of(plain: dict[str, Any], method: str) -> Restorer:
@@ -205,11 +198,16 @@ def restorer_of(plain: dict[str, Any], method: str) -> Restorer:
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:
     """The settings of `infer.yaml`, resolved and checked."""
+    from codiffuse.inference import checks
     from codiffuse.inference.provenance import resolve_device
 
+    checks.check_groups(cfg)
     cfg.device = str(resolve_device(cfg.device))
+    checks.check_settings({name: cfg[name] for name in checks.SETTINGS})
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    _check_counts(plain)
+    checks.check_components({"prior": plain["prior"]} | plain)  # first, because methods repeat it
+    overrides = HydraConfig.get().overrides.task
+    checks.check_samples(plain, {override.partition("=")[0].lstrip("+") for override in overrides})
     return plain
 
 
@@ -231,41 +229,11 @@ def _own_hydra() -> Iterator[None]:
             BaseContainer._resolvers.update(resolvers)
 
 
-def _check_counts(plain: dict[str, Any]) -> None:
-    for name in COUNTS + COUNTS_OR_NULL + COUNTS_OR_AUTO:
-        value = plain[name]
-        if (value is None and name in COUNTS_OR_NULL) or (value == "auto" and name in COUNTS_OR_AUTO):
-            continue
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"Expected a whole number of at least 1 for {name}, got {value!r}; set {name}=.")
-
-
-def _keep_settings(plain: dict[str, Any], path: Path) -> None:
-    """Save the settings; refuse a folder whose results were made with others."""
-    from codiffuse.inference.files import write_bytes
-
-    if path.exists() and (path.parent / "results.jsonl").exists():
-        before, now = _what(OmegaConf.to_container(OmegaConf.load(path))), _what(plain)
-        differing = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
-        if differing:
-            raise InputError(
-                f"Expected the settings that {path.parent} was made with, got others for {', '.join(differing)}; "
-                "choose another run_id, or remove the folder."
-            )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, OmegaConf.to_yaml(plain).encode())
-
-
-def _what(settings: Any) -> Any:
-    """Settings without those that only say how; components repeat some of these."""
-    if isinstance(settings, dict):
-        return {key: _what(value) for key, value in settings.items() if key not in HOW_NOT_WHAT}
-    return settings
-
-
 def _settings(plain: dict[str, Any]) -> dict[str, Any]:
-    """The plain values that a reader of the report wants to see."""
-    return {key: value for key, value in plain.items() if not isinstance(value, dict) and value is not None}
+    """The options of groups, and the plain values, that a reader of the report wants to see."""
+    chosen = HydraConfig.get().runtime.choices
+    groups = {name: chosen.get(name) or "null" for name in ("method", "pipeline", "operator", "data", "prior")}
+    return groups | {key: value for key, value in plain.items() if not isinstance(value, dict) and value is not None}
 
 
 def register_resolvers() -> None:
@@ -279,16 +247,40 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("codiffuse.without_key", lambda: not os.environ.get("WANDB_API_KEY"), replace=True)
 
 
-def _hydra_main(task: Callable[[DictConfig], None], config_name: str) -> None:
+def _hydra_main(task: Callable[[DictConfig], list[str] | None], config_name: str) -> None:
+    """Hands the command line to Hydra; the task returns what failed, in lines. A sweep goes on with its other jobs."""
+    failed: list[str] = []
+    at_work = False
+
     def guarded(cfg: DictConfig) -> None:
-        with _errors_in_one_line():
-            task(cfg)
+        nonlocal at_work
+        at_work = True
+        try:
+            with input_errors():
+                lines = task(cfg) or []
+        except InputError as error:
+            lines = [_one_line(error)]
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                logger.error("%s", lines[0])
+        at_work = False
+        job = f"job #{HydraConfig.get().job.num}: " if HydraConfig.get().mode is RunMode.MULTIRUN else ""
+        failed.extend(f"error: {job}{line}" for line in lines)
 
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them at length
     sys.argv = [_for_hydra(argument) for argument in sys.argv]
     with _errors_in_one_line():
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(guarded)()
+        try:
+            hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(guarded)()
+        except (OSError, ValueError) as error:
+            refused = error if isinstance(error, OSError) else error.__cause__  # a ValueError where the log is to be
+            if at_work or not isinstance(refused, OSError):
+                raise
+            from codiffuse.inference.files import unwritable
+
+            raise unwritable(refused) from error
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 @contextmanager
@@ -343,7 +335,9 @@ def _for_hydra(argument: str) -> str:
 def _text(value: str) -> str:
     """A text in Hydra's grammar."""
     # A quote is escaped by a backslash, and so are the backslashes in front of one; others stand for themselves.
-    escaped = re.sub(r"\\+(?='|$)", lambda slashes: 2 * slashes[0], value).replace("'", r"\'")
+    # The same holds for what would be a reference to another setting.
+    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    escaped = re.sub(r"\\+(?='|$)", lambda slashes: 2 * slashes[0], escaped).replace("'", r"\'")
     return f"'{escaped}'"
 
 
@@ -368,19 +362,10 @@ def _slug(name: str, settings: str) -> str:
 
 
 def _bytes(gibibytes: float | None) -> int | None:
-    if gibibytes is None:
-        return None
-    if not isinstance(gibibytes, int | float) or gibibytes <= 0:
-        raise InputError(f"Expected a positive number of GiB, got {gibibytes!r}; set max_memory=4.")
-    return round(gibibytes * 2**30)
+    return None if gibibytes is None else round(gibibytes * 2**30)
 
 
 def _number(value: Any) -> float | None:
-    """A number, or a fraction as people write noise levels: `5/255`."""
-    if value is None or isinstance(value, int | float):
-        return value
-    above, _, below = str(value).partition("/")
-    try:
-        return float(above) / float(below or 1)
-    except (ValueError, ZeroDivisionError):
-        raise InputError(f"Expected a number or a fraction such as 5/255, got {value!r}.") from None
+    from codiffuse.inference.checks import number
+
+    return number(value)

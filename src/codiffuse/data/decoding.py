@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from codiffuse.data.profiles import embedded
 from codiffuse.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ BITS_PER_SAMPLE = 258
 PHOTOMETRIC = 262  # 0: white is zero
 PLANAR_CONFIGURATION = 284  # 2: one colour after the other
 SAMPLE_FORMAT = 339  # 2: signed
+ICC_PROFILE = 34675
 
 # What undoes each orientation: the axes to flip, after a transposition for the four that swap the sides.
 _FLIPS = {2: (1,), 3: (0, 1), 4: (0,), 5: (), 6: (1,), 7: (0, 1), 8: (0,)}
@@ -78,9 +80,10 @@ def decode(image: Image.Image, name: str, path: Path | None = None) -> tuple[np.
 
     raw_mode = _raw_mode(image, name)  # before getexif(), which may load the image and so drop it
     orientation = image.getexif().get(ORIENTATION)
-    array = _pillow_values(image, notes)
-    if raw_mode in _LOW_BYTE and path:
-        array = array.astype(np.uint16) << 8 | _low_bytes(path)
+    has_low_bytes = raw_mode in _LOW_BYTE and path is not None
+    array = _pillow_values(image, notes, deep=has_low_bytes)
+    if has_low_bytes:
+        array = _with_low_bytes(array, _low_bytes(path), image.info.get("transparency"))
     elif ";16" in raw_mode and image.mode not in _DEEP_MODES:
         notes.append("8 of 16 bits read")
     elif image.format == "TIFF" and array.dtype == np.uint16 and image.tag_v2.get(PHOTOMETRIC) == 0:
@@ -134,9 +137,20 @@ def _low_bytes(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def _pillow_values(image: Image.Image, notes: list[str]) -> np.ndarray:
-    """(H, W) or (H, W, 2 | 3 | 4) values of an image that Pillow decodes."""
+def _with_low_bytes(high: np.ndarray, low: np.ndarray, transparent: tuple[int, ...] | None) -> np.ndarray:
+    """(H, W, 3 | 4) 16-bit values; where only the high bytes have alpha, one colour of the file is transparent."""
+    deep = high[..., : low.shape[2]].astype(np.uint16) << 8 | low
+    if deep.shape == high.shape:
+        return deep
+    opaque = (deep != np.array(transparent)).any(-1, keepdims=True)  # Pillow compares the high bytes alone
+    return np.concatenate([deep, 65535 * opaque.astype(np.uint16)], -1)
+
+
+def _pillow_values(image: Image.Image, notes: list[str], deep: bool) -> np.ndarray:
+    """(H, W) or (H, W, 2 | 3 | 4) values of an image that Pillow decodes; `deep` if these are but the high bytes."""
+    icc = image.info.get("icc_profile", b"")
     if image.mode in _DEEP_MODES:
+        _leave_profile(icc, "L", notes)
         array = np.asarray(image)
         # Mode I is 32 bits wide, but what it holds of a 16-bit PGM is on the 16-bit scale.
         fits = array.dtype == np.int32 and array.min() >= 0 and array.max() <= 65535
@@ -152,7 +166,19 @@ def _pillow_values(image: Image.Image, notes: list[str]) -> np.ndarray:
     if image.mode == "LAB":
         return np.asarray(_lab_to_rgb(image))
     colours = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-    return np.asarray(image.convert(colours + "A" * image.has_transparency_data))
+    wanted = colours + "A" * image.has_transparency_data
+    inked = image.mode == "CMYK"
+    if deep:
+        _leave_profile(icc, colours, notes)
+    elif profile := embedded(icc, "CMYK" if inked else colours, notes):
+        notes.append(f"colours of {profile.name} converted to sRGB")
+        image = profile.apply(image if inked else image.convert(wanted))
+    return np.asarray(image.convert(wanted))
+
+
+def _leave_profile(icc: bytes | None, mode: str, notes: list[str]) -> None:
+    if profile := embedded(icc, mode, notes):
+        notes.append(f"colours left as they are in {profile.name}: only those of 8 bits are converted")
 
 
 def _lab_to_rgb(image: Image.Image) -> Image.Image:
@@ -192,6 +218,7 @@ def _decode_by_tifffile(path: Path, check_size: Callable[[int, int], None]) -> t
                 f"{path}: expected a TIFF of gray or RGB values, got {kind.name} in {page.dtype}; convert it"
             )
         array, frames = np.atleast_3d(page.asarray()), len(file.pages)
+        icc = page.tags[ICC_PROFILE].value if ICC_PROFILE in page.tags else b""
     if page.axes == "SYX":
         array = np.moveaxis(array, 0, -1)
     if page.axes not in ("YX", "YXS", "SYX") or array.shape[:2] != (page.imagelength, page.imagewidth):
@@ -199,6 +226,7 @@ def _decode_by_tifffile(path: Path, check_size: Callable[[int, int], None]) -> t
     colours = 3 if kind == tifffile.PHOTOMETRIC.RGB else 1
     has_alpha = page.extrasamples[:1] == (tifffile.EXTRASAMPLE.UNASSALPHA,)
     notes = [f"first of {frames} frames"] if frames > 1 else []
+    _leave_profile(bytes(icc), "RGB" if colours == 3 else "L", notes)
     if array.shape[2] > colours + has_alpha:
         notes.append(f"{colours + has_alpha} of {array.shape[2]} channels read")
     orientation = page.tags[ORIENTATION].value if ORIENTATION in page.tags else None

@@ -44,7 +44,8 @@ def read_picture(path: str | Path, *, min_side: int = MIN_SIDE) -> Picture:
     """Reads a picture file, or a `.npy` array of shape (H, W) or (H, W, 1 | 3 | 4).
 
     Integers are divided by the largest value of their type. EXIF orientation is applied, transparency is composited
-    over white, other colour models become RGB, and of several frames the first is taken; `notes` tells which.
+    over white, other colour models become RGB, 8-bit colours with a profile become sRGB, and of several frames the
+    first is taken; `notes` tells which.
 
     Priors know pictures in [0, 1], so floats of high dynamic range are exposed: divided by their 99.9th percentile, and
     what is brighter becomes white. They stay linear, and noise levels are in units of that white.
@@ -80,14 +81,17 @@ def picture_of(pixels: np.ndarray | Image.Image, *, name: str = "image", min_sid
         min_side: Smallest height and width accepted, in pixels.
 
     Raises:
-        InputError: Another shape or type, too small or too large, values that are not finite, or damaged.
+        InputError: Another shape or type, too small or too large, masked or infinite pixels, or damaged.
     """
     if not isinstance(pixels, np.ndarray):
         with _in_one_line(name):
             _check_size(name, pixels.height, pixels.width, min_side)
             array, notes = decode(pixels, name)
         return _picture(array, notes, name)
-    array = pixels[..., None] if pixels.ndim == 2 else pixels
+    if np.ma.is_masked(pixels):
+        raise InputError(f"{name}: expected a value for every pixel, got a masked array; fill it with `filled`")
+    array = np.asarray(pixels)  # what a subclass makes of indices and products is its own affair
+    array = array[..., None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
         hint = "move the channels to the end" if array.shape[:1] in ((1,), (3,), (4,)) else "give one picture"
         raise InputError(f"{name}: expected an array (H, W) or (H, W, 1 | 3 | 4), got {array.shape}; {hint}")
@@ -143,7 +147,7 @@ def _picture(array: np.ndarray, notes: list[str], name: str) -> Picture:
     if alpha is not None and (alpha < 1).any():
         unit = alpha * unit + (1 - alpha)
         notes.append("alpha composited over white")
-    return Picture(torch.from_numpy(np.ascontiguousarray(unit.transpose(2, 0, 1))), tuple(notes))
+    return Picture(torch.from_numpy(np.ascontiguousarray(unit.transpose(2, 0, 1), np.float32)), tuple(notes))
 
 
 def _read_array(path: Path) -> np.ndarray:

@@ -37,6 +37,7 @@ class Sample:
         kernel: `(1, h, w)`, the true one.
         notes: what was done to the picture on reading, in words.
         mask: `(1, H, W)`, 1 for the pixels of y that count, 0 for saturated ones; `None` counts all.
+        input_hash: of the picture that y was read or made from; `None` where that is no file.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Sample:
     kernel: Tensor | None = None
     notes: tuple[str, ...] = ()
     mask: Tensor | None = None
+    input_hash: str | None = None
 
 
 class MeasurementSource(Protocol):
@@ -55,6 +57,10 @@ class MeasurementSource(Protocol):
 
     def load(self, index: int) -> Sample:
         """Read or make measurement `index`; raises InputError when that cannot be done."""
+        ...
+
+    def input_hash(self, index: int) -> str | None:
+        """What `load(index).input_hash` would be now, without loading."""
         ...
 
 
@@ -83,11 +89,15 @@ class Photographs:
         self.ids = [source.id for source in self._sources]
 
     def load(self, index: int) -> Sample:
+        input_hash = self.input_hash(index)  # before it is read, lest one that takes its place pass for it
         picture = self._sources[index].load()
         y = picture.pixels if self.crop is None else centre_crop(picture.pixels, self.crop)
         sigma = estimate_sigma(y) if self.sigma is None else self.sigma
         mask = None if self.saturation is None else unsaturated(y, self.saturation)
-        return Sample(self.ids[index], y, sigma, notes=picture.notes, mask=mask)
+        return Sample(self.ids[index], y, sigma, notes=picture.notes, mask=mask, input_hash=input_hash)
+
+    def input_hash(self, index: int) -> str | None:
+        return self._sources[index].input_hash()
 
 
 class SimulatedBlur:
@@ -96,7 +106,7 @@ class SimulatedBlur:
     Args:
         sources: the sharp pictures.
         law: of the kernels.
-        sigma: noise level in [0, 1] units.
+        sigma: noise level in [0, 1] units; `None` is refused, since there is nothing to estimate it from.
         operator: blurs them.
         crop: side of the measurement, cut from the centre, px; `None` keeps the picture whole. For `valid` and
             `unknown` the measurement is that of a larger region: its border is blurred with what lies beyond.
@@ -108,7 +118,7 @@ class SimulatedBlur:
         self,
         sources: Sequence[Source],
         law: KernelLaw,
-        sigma: float,
+        sigma: float | None,
         operator: BlurOperator,
         crop: int | None = None,
         gray: bool = False,
@@ -123,14 +133,18 @@ class SimulatedBlur:
         self.ids = [source.id for source in self._sources]
 
     def load(self, index: int) -> Sample:
-        name, picture = self.ids[index], self._sources[index].load()
+        name, input_hash = self.ids[index], self.input_hash(index)  # as above
+        picture = self._sources[index].load()
         kernel = self.law(np.random.default_rng(derive_seed(self.seed, name, "kernel")))
         truth = self._prepare(picture, tuple(kernel.shape[-2:]))
         blurred = self.operator(truth[None], kernel=kernel[None])
         generator = torch.Generator().manual_seed(derive_seed(self.seed, name, "noise"))
         y = GaussianNoise(self.sigma)(blurred, generator)[0]
         truth = self.operator.crop_to_frame(truth, kernel_size=tuple(kernel.shape[-2:]))
-        return Sample(name, y, self.sigma, truth, kernel, picture.notes)
+        return Sample(name, y, self.sigma, truth, kernel, picture.notes, input_hash=input_hash)
+
+    def input_hash(self, index: int) -> str | None:
+        return self._sources[index].input_hash()
 
     def _prepare(self, picture: Picture, kernel_size: Size) -> Tensor:
         truth = picture.pixels
@@ -144,7 +158,7 @@ class SimulatedBlur:
 def blurred(
     input: str | Sequence[str],
     law: KernelLaw,
-    sigma: float,
+    sigma: float | None,
     operator: BlurOperator,
     crop: int | None = None,
     gray: bool = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import re
 import unicodedata
@@ -21,7 +22,8 @@ from codiffuse.errors import InputError
 
 SUFFIXES = frozenset(".png .jpg .jpeg .jpe .jfif .tif .tiff .webp .bmp .gif .ppm .pgm .jp2 .avif .npy".split())
 DATA_VARIABLE = "CODIFFUSE_DATA"
-MAX_NAME_BYTES = 100  # of a stem and of its folder: together they fit the 255 bytes of a file name
+MAX_NAME_BYTES = 100  # of a stem and of its folder: with the suffix they fit the 255 bytes of a file name
+MAX_SUFFIX = 8  # letters of it that a name takes
 
 # Pictures that scikit-image carries inside its package; `sample` alone means the first.
 _SAMPLES = (
@@ -44,6 +46,19 @@ class Source:
     id: str
     path: Path | None
     load: Callable[[], Picture]
+
+    def input_hash(self) -> str | None:
+        """Tells a file from another that takes its place; None of what is no file."""
+        return None if self.path is None else file_hash(self.path)
+
+
+def file_hash(path: Path) -> str | None:
+    """A short hash of a file's bytes, 12 hexadecimal digits; None when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=6)).hexdigest()
+    except OSError:
+        return None
 
 
 def sources(spec: str | Path | Source | Iterable[str | Path]) -> list[Source]:
@@ -167,18 +182,30 @@ def _sample_files() -> dict[str, Path]:
 
 
 def _ids(paths: list[Path]) -> list[str]:
-    """One name a path: its stem; where stems agree the parent folder is added, and then a number."""
-    stems = [_safe(path.stem) for path in paths]
-    shared = Counter(stem.casefold() for stem in stems)  # some file systems do not tell A.png from a.png
-    ids: list[str] = []
-    taken: set[str] = set()
-    for path, stem in zip(paths, stems, strict=True):
-        base = stem if shared[stem.casefold()] == 1 else f"{stem}-{_safe(path.absolute().parent.name)}"
-        numbered = (f"{base}-{number}" for number in count(2))
-        name = base if base.casefold() not in taken else next(n for n in numbered if n.casefold() not in taken)
-        taken.add(name.casefold())
-        ids.append(name)
-    return ids
+    """One name a path: its stem; where stems agree with the suffix, or the parent folder, or both, or a number.
+
+    What several paths would be called, none of them is, so a name does not move to another file that comes along.
+    """
+    parts = [(_safe(path.stem), _suffix(path), _safe(path.absolute().parent.name)) for path in paths]
+    ids: dict[int, str] = {}
+    taken: set[str] = set()  # without case: some file systems do not tell A.png from a.png
+    for chosen in ((0,), (0, 1), (0, 2), (0, 1, 2)):
+        names = ["-".join(filter(None, (part[each] for each in chosen))) for part in parts]
+        counts = Counter(name.casefold() for name in names)
+        free = {key for key, number in counts.items() if number == 1} - taken
+        new = {i: name for i, name in enumerate(names) if i not in ids and name.casefold() in free}
+        ids |= new
+        taken |= {name.casefold() for name in new.values()}
+    for index, name in enumerate(names):
+        if index not in ids:
+            candidates = chain([name], (f"{name}-{number}" for number in count(2)))
+            ids[index] = next(candidate for candidate in candidates if candidate.casefold() not in taken)
+            taken.add(ids[index].casefold())
+    return [ids[index] for index in range(len(paths))]
+
+
+def _suffix(path: Path) -> str:
+    return _safe(path.suffix[1:].lower())[:MAX_SUFFIX] if path.suffix else ""
 
 
 def _safe(name: str) -> str:

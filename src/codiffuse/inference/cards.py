@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from codiffuse.inference.charts import residual_curve
-from codiffuse.inference.pictures import RESIDUAL_SIGMAS, WHITE_SPREAD
+from codiffuse.inference.pictures import RESIDUAL_SIGMAS, STRIP_COLUMNS, WHITE_SPREAD
 from codiffuse.inference.summary import gain
 from codiffuse.inference.verdict import verdict
 
 # Pictures below the large ones: file, caption.
 CHECKS = {
     "truth": "Truth",
-    "std": f"Where the samples disagree: standard deviation, white = {WHITE_SPREAD}",
+    "std": f"Uncertainty: standard deviation of the truth about the restoration, white = {WHITE_SPREAD}",
     "residual": "What the restoration leaves unexplained: gray = nothing, black and white = "
     f"{RESIDUAL_SIGMAS} noise levels. Shapes of the scene in it are a bad sign.",
     "windows": "The parts of the measurement that the kernel was estimated from",
@@ -39,8 +39,22 @@ COLUMNS = {
     "reblur": ("Residual beyond the noise (0 is best)", "{:+.2e}"),
     "trust": ("Chance of a better picture (estimated)", "{:.2f}"),
     "sigma": ("Noise level (white is 1)", "{:.4f}"),
+    "sigma_used": ("Noise level that the last step assumed", "{:.4f}"),
     "nfe": ("Network calls", "{:g}"),
     "seconds": ("Time", "{:.1f} s"),
+    "feature_residual_ratio": ("Residual over the noise level (1 is best)", "{:.2f}"),
+    "feature_residual_correlation": ("Structure in the residual (0 is best)", "{:.3f}"),
+    "feature_restart_agreement": ("Match of the runs' kernels with each other (1 is best)", "{:.2f}"),
+    "feature_restart_support": ("Match of the kept kernel with those of the runs (1 is best)", "{:.2f}"),
+    "feature_window_agreement": ("Match of the kernels of different parts (1 is best)", "{:.2f}"),
+    "feature_border_mass": ("Share of the kernel at its border (0 is best)", "{:.3f}"),
+    "feature_kernel_spread": ("Distance of the kernel's mass from its centre, px", "{:.2f}"),
+    "feature_kernel_pixels": ("Pixels that the kernel is spread over", "{:.1f}"),
+    "feature_texture": ("Texture of the measurement beyond its noise", "{:.3f}"),
+    "feature_sharpening": ("Gradients, restoration over measurement (1 is no change)", "{:.2f}"),
+    "feature_sparsity_before": ("Gradients of the measurement, mean over rms (blur raises it)", "{:.3f}"),
+    "feature_sparsity_after": ("Gradients of the restoration, mean over rms", "{:.3f}"),
+    "feature_clipped_share": ("Share of pixels cut off at black or white", "{:.3f}"),
 }
 
 
@@ -57,14 +71,14 @@ def card(root: Path, row: dict[str, Any], anchor: str) -> str:
     reason = f'<p class="reason">{escape(row["status"])}</p>' if failed else ""
     numbers = {name: value for name, value in (row | {"gain": gain(row)}).items() if isinstance(value, int | float)}
     kernels = pictures.figure("kernel", "Estimated kernel") + pictures.figure("true_kernel", "True kernel")
-    beside = [_div("kernels", kernels), pictures.restarts(), pictures.animation()]
+    beside = [_div("kernels", kernels), pictures.restarts(row.get("restart_matches") or ()), pictures.animation()]
     checks = [pictures.figure(name, caption) for name, caption in CHECKS.items()]
     facts = [
         pictures.residual_curve(row.get("sigma")),
-        _div("numbers", table((label(name), name, text(name, numbers[name])) for name in ordered(numbers))),
+        _div("numbers", _numbers(numbers, features=False), _folded(_numbers(numbers, features=True))),
     ]
     parts = [
-        f"<h3>{escape(row['id'])}</h3>{reason}{verdict_block(row)}{_line(row, pictures)}",
+        f"<h3>{escape(row['id'])}</h3>{reason}{verdict_block(row)}{_line(row, pictures)}{_notes(row)}",
         _div("main", pictures.compare(), _div("beside", *beside)),
         _div("checks", *checks),
         _div("facts", *facts),
@@ -95,6 +109,11 @@ def ordered(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: [*COLUMNS, name].index(name))
 
 
+def is_feature(name: str) -> bool:
+    """Whether a column is one of the numbers behind trust and flags, which few readers want to see."""
+    return name.startswith("feature_")
+
+
 def label(name: str) -> str:
     """What a person calls a column."""
     return COLUMNS[name][0] if name in COLUMNS else name.replace("_", " ")
@@ -117,6 +136,20 @@ def _line(row: dict[str, Any], pictures: _Pictures) -> str:
         row.get("seconds") is not None and text("seconds", row["seconds"]),
     ]
     return f'<p class="quiet">{escape(" · ".join(part for part in parts if part))}</p>'
+
+
+def _notes(row: dict[str, Any]) -> str:
+    """What was done to the picture on reading."""
+    return f'<p class="quiet">On reading: {escape("; ".join(row["notes"]))}</p>' if row.get("notes") else ""
+
+
+def _numbers(numbers: dict[str, float], *, features: bool) -> str:
+    names = [name for name in ordered(numbers) if is_feature(name) == features]
+    return table((label(name), name, text(name, numbers[name])) for name in names)
+
+
+def _folded(content: str) -> str:
+    return f"<details><summary>Diagnostics</summary>{content}</details>" if content else ""
 
 
 def _div(style: str, *content: str) -> str:
@@ -177,11 +210,20 @@ class _Pictures:
             "</div><figcaption>Drag across the picture to compare</figcaption></figure>"
         )
 
-    def restarts(self) -> str:
-        return self.figure(
-            "restarts",
-            "Kernels of all runs and how far each is from explaining the measurement (1 = the noise level); "
-            "the best, framed, was refined. Alike is a good sign.",
+    def restarts(self, matches: Sequence[float | None]) -> str:
+        """The kernels of all runs, and under each how well it matches the one that was kept."""
+        if "restarts.png" not in self.files:
+            return ""
+        caption, words = "Kernels of all runs: what they agree on was refined. Alike is a good sign.", ""
+        if matches:
+            caption += " Match: with the kernel that was kept; 1 is best."
+            found = ("" if value is None else f"match {value:.2f}".replace(" 0.", " .") for value in matches)
+            words = f"<ol>{''.join(f'<li>{text}</li>' for text in found)}</ol>"
+        columns = min(STRIP_COLUMNS, len(matches) or STRIP_COLUMNS)
+        return (
+            f'<figure class="restarts" style="--columns: {columns}"><div class="strip">'
+            f'<a href="{self.url("restarts.png")}">{self.img("restarts.png", caption)}</a>{words}</div>'
+            f"<figcaption>{caption}</figcaption></figure>"
         )
 
     def animation(self) -> str:
@@ -195,7 +237,10 @@ class _Pictures:
             return ""
         trace = json.loads((self.folder / "trace.json").read_bytes())
         curve = residual_curve(trace, sigma, f"{self.id}: residual over the steps")
-        caption = "How far the restoration, blurred again, is from the measurement (rms)"
+        caption = (
+            "How far the restoration, blurred again, is from the measurement (rms; "
+            "at a lower resolution, where there is less noise, raised in proportion)"
+        )
         return f'<figure class="curve-of-steps">{curve}<figcaption>{caption}</figcaption></figure>' if curve else ""
 
     def links(self) -> str:

@@ -6,8 +6,12 @@ import json
 import math
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from codiffuse.errors import InputError
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -19,6 +23,21 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Makes an `InputError` of what the file system refuses while a run folder is made or written."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(error, folder) from error
+
+
+def unwritable(error: OSError, folder: str | Path = "the folder of the run") -> InputError:
+    """The error in one line: which path, why, and the setting that mends it."""
+    path, reason = error.filename or folder, error.strerror or str(error)
+    return InputError(f"Expected a run folder that can be written, got {path}: {reason}; set hydra.run.dir=FOLDER.")
 
 
 def null_for_nan(value: Any) -> Any:

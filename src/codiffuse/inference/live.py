@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from html import escape
@@ -23,7 +22,7 @@ from codiffuse.inference.report import write_report
 from codiffuse.inference.summary import summarize
 from codiffuse.inference.watch import LOOK_SECONDS, Look, watch
 
-CPU_SECONDS, CPU_SECONDS_A_PIXEL = 90, 2.5e-4  # of one core: for the kernel; and for each sample of the picture
+CPU_SECONDS, CPU_SECONDS_A_PIXEL = 120, 2.5e-4  # of one core: for the kernel; and for each sample of the picture
 WORTH_A_NOTE_S = 300
 NOTHING = {"verdict": "", "result": None, "spread": None, "restored": None, "kernel_file": None, "report": None}
 
@@ -77,10 +76,10 @@ def updates(
         y = downscale(pixels, choices.longest_side or max(pixels.shape))
         # A file as it is, so that the numbers are those of the command line.
         image = path if y is pixels else y.permute(1, 2, 0).squeeze(-1).numpy()
-        started, restored = time.monotonic(), None
+        restored = None
         for news in watch(restore, image, y, cancelled, interval=interval, **_arguments(choices)):
             if isinstance(news, Look):
-                yield _seen(news, time.monotonic() - started)
+                yield _seen(news, choices.num_samples)
             else:
                 restored = news
     except InputError as error:
@@ -133,17 +132,25 @@ def _arguments(choices: Choices) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _seen(look: Look, elapsed: float) -> dict[str, Any]:
+def _seen(look: Look, num_samples: int) -> dict[str, Any]:
     """A look as changes of the page."""
-    left = _duration(elapsed / look.number * (look.total - look.number))
     residual = "" if look.residual is None else f" · residual {255 * look.residual:.1f} of 255"
     bar = f'<progress max="{look.total}" value="{look.number}" style="width: 100%"></progress>'
     return {
-        "status": f"{bar}<br>Step {look.number} of {look.total} · about {left} left{residual}",
+        "status": f"{bar}<br>Step {look.number} of {look.total} · {_stage(look, num_samples)}{residual}",
         "estimate": _array(look.image),
         "kernel": _array(kernel_picture(look.kernel, KERNEL_SIDE)),
         "running": True,
     }
+
+
+def _stage(look: Look, num_samples: int) -> str:
+    """What is being done, or how long it still takes: known once all steps to come are of the size of the last ones."""
+    if not (look.tile or (look.whole and look.samples == num_samples)):
+        return "finding the kernel"
+    if look.step_seconds is None:
+        return "restoring the picture"
+    return f"about {_duration(look.step_seconds * (look.total - look.number))} left"
 
 
 def _found(restored: Any, row: dict[str, Any], choices: Choices, folder: Path) -> dict[str, Any]:

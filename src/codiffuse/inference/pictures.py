@@ -21,6 +21,7 @@ WHITE_SPREAD = 0.2  # standard deviation that is drawn white
 RESIDUAL_SIGMAS = 3  # noise levels from gray to black and to white
 THUMBNAIL_SIDE = 640  # longer side of the pictures on which something is drawn
 STRIP_COLUMNS, STRIP_SIDE, STRIP_GAP, STRIP_FONT = 4, 112, 8, 18
+STRIP_OUTLINE = (90, 90, 90)
 FRAME_COLOUR = (64, 224, 208)
 LEFT_OUT_COLOUR = (1.0, 0.45, 0.1)
 
@@ -45,11 +46,13 @@ def residual_picture(residual: Tensor, sigma: float) -> Tensor:
 
 
 def restart_strip(kernels: Tensor, residuals: Sequence[float]) -> Tensor:
-    """(3, H', W'): the kernels of all runs, each above its residual; the one of least residual has a frame.
+    """(3, H', W'): the kernels of all runs, `STRIP_COLUMNS` a row, each above room for words.
+
+    Residuals are not shown: they tell little of a kernel, and at a lower resolution 1 is not the noise level.
 
     Args:
         kernels: (R, h, w); of a run that failed they may be NaN.
-        residuals: rms of y - A x in units of sigma; not finite for a run that failed.
+        residuals: not finite for a run that failed, which is said below its kernel.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -60,14 +63,14 @@ def restart_strip(kernels: Tensor, residuals: Sequence[float]) -> Tensor:
     # Black, so that the strip is one with the kernels on a light page and on a dark one.
     sheet = Image.new("RGB", (columns * width + STRIP_GAP, math.ceil(len(tiles) / columns) * height + STRIP_GAP))
     draw = ImageDraw.Draw(sheet)
-    finite = [value for value in residuals if math.isfinite(value)]
     for number, (tile, value) in enumerate(zip(tiles, residuals, strict=True)):
         left, top = STRIP_GAP + number % columns * width, STRIP_GAP + number // columns * height
         sheet.paste(tile, (left, top))
-        outline = FRAME_COLOUR if finite and value == min(finite) else (90, 90, 90)
-        draw.rectangle((left - 2, top - 2, left + tile.width + 1, top + tile.height + 1), outline=outline, width=2)
-        text = f"{value:.3f}" if math.isfinite(value) else "failed"
-        draw.text((left + tile.width // 2, top + tile.height + STRIP_GAP // 2), text, anchor="ma", font=font)
+        box = (left - 2, top - 2, left + tile.width + 1, top + tile.height + 1)
+        draw.rectangle(box, outline=STRIP_OUTLINE, width=2)
+        if not math.isfinite(value):
+            middle = left + tile.width // 2, top + tile.height + STRIP_GAP // 2
+            draw.text(middle, "failed", anchor="ma", font=font)
     return to_tensor(sheet)
 
 

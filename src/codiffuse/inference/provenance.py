@@ -36,7 +36,7 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise InputError(f"Expected device=auto, cpu, cuda or cuda:N, got {name!r}.") from None
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"Expected device=auto, cpu, cuda or cuda:N, got {name!r}.")

@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from codiffuse.inference.cards import card, label, ordered, table, text
+from codiffuse.inference.cards import card, is_feature, label, ordered, table, text
 from codiffuse.inference.charts import gain_bars
 from codiffuse.inference.files import write_bytes
 from codiffuse.inference.summary import gain
@@ -104,12 +104,15 @@ def _gains(rows: Sequence[dict[str, Any]], anchors: Sequence[str], summary: dict
 
 
 def _tables(summary: dict[str, Any], settings: dict[str, Any]) -> str:
-    numbers = [
-        (label(name), name, f"{text(name, metric['mean'])} ({_interval(name, metric)}; n = {metric['n']})")
+    numbers = {
+        name: (label(name), name, f"{text(name, metric['mean'])} ({_interval(name, metric)}; n = {metric['n']})")
         for name, metric in ((name, summary["metrics"][name]) for name in ordered(summary["metrics"]))
+    }
+    tables = [
+        ("All numbers: mean over the images", [line for name, line in numbers.items() if not is_feature(name)]),
+        ("Diagnostics: mean over the images", [line for name, line in numbers.items() if is_feature(name)]),
+        ("Settings", [(name, name, str(value)) for name, value in settings.items()]),
     ]
-    values = [(name, name, str(value)) for name, value in settings.items()]
-    tables = [("All numbers: mean over the images", numbers), ("Settings", values)]
     return "\n".join(
         f'<details class="table"><summary>{name}</summary>{table(lines)}</details>' for name, lines in tables if lines
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from codiffuse.data.measurements import Sample
 from codiffuse.errors import InputError
@@ -16,6 +18,8 @@ from codiffuse.inference.progress import StepRecorder
 from codiffuse.inference.scoring import Scorer
 from codiffuse.inference.writers import Outcome
 from codiffuse.methods.base import Callback, Measurement, Method, Restarts, Restoration, StepInfo
+from codiffuse.methods.coarse import downsampled
+from codiffuse.metrics.kernel import mnc
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.operators.noise import GaussianNoise
 from codiffuse.randomness import GeneratorNoise, derive_seed
@@ -99,6 +103,7 @@ class Restorer:
             "method": self.name,
             "sigma": sample.sigma if sample else None,
             "status": f"failed: {reason}",
+            "notes": list(sample.notes) if sample else [],
         }
         return Outcome(id=name, row=row, y=sample.y if sample else None)
 
@@ -131,6 +136,8 @@ class Restorer:
             "status": status,
             "seconds": round(seconds, 3),
             "nfe": result.nfe,
+            "input_hash": sample.input_hash,
+            "notes": list(sample.notes),
         }
         found: dict[str, Any] = {}
         if status == "ok":
@@ -159,12 +166,14 @@ class Restorer:
         found: dict[str, Any] = {"residual": residual}
         if self.method.needs:  # a kernel that was given needs no judgement
             return {}, found
+        row: dict[str, Any] = {}
         restarts = windows = None
         if result.restarts is not None:
             restarts = Restarts(
                 result.restarts.kernels[index].cpu(), result.restarts.residuals[index].cpu(), result.restarts.factor
             )
             found |= {"restart_kernels": restarts.kernels, "restart_residuals": restarts.residuals.tolist()}
+            row["restart_matches"] = _matches(kernel, restarts)
         if result.windows is not None and len(result.windows.places) > 1:
             windows = result.windows.kernels.cpu()
             found["windows"] = [astuple(place) for place in result.windows.places]
@@ -181,8 +190,17 @@ class Restorer:
             sigma_used=used,
         )
         features = {f"feature_{name}": value for name, value in diagnosis.features.items()}
-        row = {"sigma_used": used, "trust": diagnosis.trust, "flags": list(diagnosis.flags)}
+        row |= {"sigma_used": used, "trust": diagnosis.trust, "flags": list(diagnosis.flags)}
         return row | features, found
+
+
+def _matches(kernel: Tensor, restarts: Restarts) -> list[float | None]:
+    """MNC of where each run ended with the kernel `(1, h, w)` that was kept; `None` of a run that failed."""
+    kept = downsampled(kernel[None], restarts.factor)
+    return [
+        round(float(mnc(found[None, None], kept)), 3) if math.isfinite(residual) else None
+        for found, residual in zip(restarts.kernels, restarts.residuals.tolist(), strict=True)
+    ]
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -24,7 +24,7 @@ class Runner:
 
     Attributes:
         restorer: what restores a batch.
-        folder: where results go; finished images in it are skipped.
+        folder: where results go; finished images in it are skipped, unless their file has become another one.
         batch_size: images of one shape restored together.
     """
 
@@ -34,7 +34,7 @@ class Runner:
 
     def run(self, source: MeasurementSource) -> list[dict[str, Any]]:
         """Restore what is not done yet; returns all rows in the source's order."""
-        done = self.folder.done()
+        done = self._unchanged(source)
         pending = [index for index, name in enumerate(source.ids) if name not in done]
         if len(pending) < len(source.ids):
             logger.info("%d of %d images are done already.", len(source.ids) - len(pending), len(source.ids))
@@ -45,6 +45,15 @@ class Runner:
                 for outcome in self.restorer(batch, show=self._shower(bar)):
                     self._keep(outcome, rows, bar)
         return [rows[name] for name in source.ids if name in rows]
+
+    def _unchanged(self, source: MeasurementSource) -> dict[str, dict[str, Any]]:
+        """Rows of the images that are done, without those whose picture is another one by now."""
+        done = self.folder.done()
+        for index, name in enumerate(source.ids):
+            if name in done and done[name].get("input_hash") != source.input_hash(index):
+                logger.info("%s: the picture has changed since it was restored; it is restored again.", name)
+                del done[name]
+        return done
 
     def _batches(
         self, source: MeasurementSource, pending: Sequence[int], rows: dict[str, dict], bar: tqdm

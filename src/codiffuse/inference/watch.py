@@ -31,6 +31,10 @@ class Look:
             method works on parts.
         kernel: (1, h, w).
         residual: rms of y - A x in [0, 1] units; None where it cannot be told from the step.
+        samples: estimates that the step carried along.
+        whole: whether they are of the whole picture, at its resolution.
+        tile: whether the picture is being restored in parts, with a kernel that stands.
+        step_seconds: mean time of the steps so far that were of the size of this one; None of the first of them.
     """
 
     number: int
@@ -38,6 +42,10 @@ class Look:
     image: Tensor
     kernel: Tensor
     residual: float | None
+    samples: int
+    whole: bool
+    tile: bool
+    step_seconds: float | None
 
 
 class _Cancelled(Exception):
@@ -53,17 +61,35 @@ class _Watcher:
     cancelled: threading.Event
     interval: float
     _last: float = field(default=-float("inf"), init=False)
+    _size: Any = field(default=None, init=False)
+    _first: tuple[float, int] = field(default=(0.0, 0), init=False)  # time and number of the first step of this size
 
     def __call__(self, info: StepInfo) -> None:
         if self.cancelled.is_set():
             raise _Cancelled
         now = time.monotonic()
+        size = "tile" if info.tile else info.x0.shape
+        if size != self._size:
+            self._size, self._first = size, (now, info.number)
         if now - self._last < self.interval and info.number < info.total:
             return
         self._last = now
         image = downscale(info.x0[0].mean(0), LOOK_SIDE).float().cpu()
         kernel = info.params["kernel"][0].float().cpu()
-        self.tell(Look(info.number, info.total, image, kernel, step_residual(info, self.y)))
+        started, first = self._first
+        self.tell(
+            Look(
+                number=info.number,
+                total=info.total,
+                image=image,
+                kernel=kernel,
+                residual=step_residual(info, self.y),
+                samples=info.x0.shape[1],
+                whole=info.part is None,
+                tile=info.tile,
+                step_seconds=(now - started) / (info.number - first) if info.number > first else None,
+            )
+        )
 
 
 def watch(

@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,7 @@ from torch import Tensor
 from codiffuse.data.images import write_png
 from codiffuse.data.sources import downscale
 from codiffuse.errors import InputError
-from codiffuse.inference.files import null_for_nan, to_json, write_bytes
+from codiffuse.inference.files import null_for_nan, to_json, write_bytes, writing_to
 from codiffuse.inference.panel import animation, panel
 from codiffuse.inference.pictures import (
     KERNEL_SIDE,
@@ -39,6 +38,10 @@ from codiffuse.inference.uncertainty import FACTOR
 from codiffuse.metrics.uncertainty import predictive_std
 
 ALWAYS = ("measurement.png", "restored.png", "trace.json", "panel.png")  # of an image that is done
+PICTURES = ("measurement restored truth mean std residual kernel true_kernel restarts windows saturated panel").split()
+WRITTEN = {"kernel.npy", "trace.json", "trace.gif"} | {
+    f"{name}{end}" for name in PICTURES for end in (".png", "_preview.jpg")
+}  # whatever an image's folder may hold that is ours
 PREVIEW_SIDE, PREVIEW_QUALITY = 1600, 90  # larger pictures get a reduced copy, which is what the report shows
 
 
@@ -95,10 +98,13 @@ class Outcome:
 class RunFolder:
     """`results.jsonl`, `images/<id>/`, and at the end `summary.json` and `report.html`.
 
-    One process writes to a folder at a time.
+    One process writes to a folder at a time. Files in it that no run writes stay as they are.
 
     Args:
         root: the folder, made when the first image is written.
+
+    Raises:
+        InputError: by every method that writes, where the folder cannot be written to.
     """
 
     def __init__(self, root: Path) -> None:
@@ -120,13 +126,13 @@ class RunFolder:
         """
         outcome = dataclasses.replace(outcome, row=null_for_nan(outcome.row))
         folder = self._folder(outcome.id)
-        if folder.exists():
-            shutil.rmtree(folder)
-        self.root.mkdir(parents=True, exist_ok=True)
-        if outcome.y is not None:
-            folder.mkdir(parents=True)
-            write_files(folder, outcome)
-        self._append(outcome.row)
+        with writing_to(self.root):
+            _clear(folder)
+            self.root.mkdir(parents=True, exist_ok=True)
+            if outcome.y is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_files(folder, outcome)
+            self._append(outcome.row)
 
     def finish(self, ids: Sequence[str], header: dict[str, Any]) -> dict[str, Any]:
         """Writes `summary.json` and `report.html`, and orders `results.jsonl`; may be called any number of times.
@@ -142,10 +148,11 @@ class RunFolder:
         ours = [rows[name] for name in ids if name in rows]
         others = [row for name, row in rows.items() if name not in set(ids)]
         summary = summarize(ours, header)
-        self.root.mkdir(parents=True, exist_ok=True)
-        write_bytes(self._results, b"".join(to_json(row) for row in ours + others))
-        write_bytes(self.root / "summary.json", to_json(summary, indent=2))
-        write_report(self.root, ours, summary, header)
+        with writing_to(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_bytes(self._results, b"".join(to_json(row) for row in ours + others))
+            write_bytes(self.root / "summary.json", to_json(summary, indent=2))
+            write_report(self.root, ours, summary, header)
         return summary
 
     def _folder(self, name: str) -> Path:
@@ -168,6 +175,17 @@ class RunFolder:
             results.write(to_json(row))
             results.flush()
             os.fsync(results.fileno())
+
+
+def _clear(folder: Path) -> None:
+    """Removes what a run wrote of an image, and its folder when nothing else is in it."""
+    if not folder.exists():
+        return
+    for path in list(folder.iterdir()):
+        if path.name in WRITTEN or path.suffix == ".partial":  # the latter of a program that was killed
+            path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _presentable(outcome: Outcome) -> Outcome:

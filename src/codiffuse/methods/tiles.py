@@ -102,10 +102,11 @@ class Tiled:
 
     def __post_init__(self) -> None:
         least = 2 * self._stride
-        if self.overlap < least or self.tile < 2 * self.overlap:
-            raise InputError(
-                f"Expected overlap >= {least} and tile >= 2 overlap, got {self.overlap} and {self.tile}; set tile=."
-            )
+        if self.overlap < least:
+            raise InputError(f"Expected an overlap of at least {least} px, got {self.overlap}; set overlap={least}.")
+        if self.tile < 2 * self.overlap:
+            least = 2 * self.overlap
+            raise InputError(f"Expected a tile of at least {least} px, got {self.tile}; set tile={least}.")
 
     @property
     def num_steps(self) -> int:
@@ -230,8 +231,8 @@ class Tiled:
         if memory < least:
             samples = _counted(self.non_blind.num_particles, "sample")
             raise InputError(
-                f"Expected {least / 2**30:.2f} GiB or more for {samples} of {frame[0]} x {frame[1]} px, "
-                f"got {memory / 2**30:.2f} GiB; set max_memory= higher, or take fewer samples."
+                f"Expected {least / 2**30:.3g} GiB or more for {samples} of {frame[0]} x {frame[1]} px, "
+                f"got {memory / 2**30:.3g} GiB; set max_memory= higher, or take fewer samples."
             )
         # Small tiles and small windows both take time: they share what there is.
         for_tile = min((memory - whole) / 2, memory - whole - smallest_window)
