@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from codiffuse.inference.writers import Outcome
 from codiffuse.methods.base import Measurement, Restoration, StepInfo, restoration
 from codiffuse.methods.steps import delta_kernel
 from codiffuse.networks.unet import UNet
@@ -120,3 +121,29 @@ def assert_same_rows(rows: list[dict], others: list[dict], tolerance: float) -> 
         for key, value in row.items():
             close = isinstance(value, float) and abs(value - other[key]) <= tolerance
             assert close or other[key] == value, key
+
+
+def make_outcome(
+    name="a", n=1, status="ok", channels=3, size=(40, 48), frames=0, truth=False, more=None, **row
+) -> Outcome:
+    """An outcome of noise with n samples; `row` are columns beside the usual, `more` other fields."""
+    generator = torch.Generator().manual_seed(len(name) + n)
+
+    def random(*shape):
+        return torch.rand(shape, generator=generator)
+
+    samples = random(n, channels, *size)
+    kernel = random(1, 9, 9)
+    return Outcome(
+        id=name,
+        row={"id": name, "method": "fast_em", "sigma": 0.02, "status": status, "seconds": 2.0, "nfe": 10, **row},
+        y=random(channels, *size) * 1.2 - 0.1,
+        image=samples.mean(0),
+        kernel=kernel / kernel.sum(),
+        samples=samples,
+        truth=random(channels, *size) if truth else None,
+        true_kernel=kernel / kernel.sum() if truth else None,
+        trace=[{"step": step, "alpha_bar": step / 5, "residual": 1 / step} for step in range(1, 6)],
+        frames=[(random(channels, *size), kernel) for _ in range(frames)],
+        **(more or {}),
+    )
