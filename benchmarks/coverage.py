@@ -1,8 +1,8 @@
 """Is the uncertainty right? How often the truth lies where the samples say it should.
 
-    python -m benchmarks.coverage bsds400 --limit 10                       # what factor the spread needs
-    python -m benchmarks.coverage bsd100 --limit 10 --factor 1.8           # coverage with it, on other pictures
-    python -m benchmarks.coverage bsd100 --limit 10 --plot docs/pictures/coverage.svg
+    python -m benchmarks.coverage bsd100 --limit 60 --step 2               # what factor the spread needs
+    python -m benchmarks.coverage bsd100 --limit 60 --step 2 --start 1     # coverage with it, on the others
+    python -m benchmarks.coverage bsd100 --limit 10 --factor 2 --plot curve.svg
 
 Pictures are cut from larger blurred ones (`bench/bsd100_valid`) and restored as photographs: the kernel, then samples.
 The truth is moved to where it matches the restoration best, as image and kernel are only known up to a shift, and the
@@ -30,6 +30,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", help="name of a data set, or a folder")
     parser.add_argument("--limit", type=int, default=10)
+    parser.add_argument("--start", type=int, default=0, help="first of these pictures that is used")
+    parser.add_argument("--step", type=int, default=1, help="from one of them to the next")
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--factor", type=float, default=FACTOR)
@@ -45,7 +47,7 @@ def main() -> None:
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
     parts = []
-    for index in range(len(source.ids)):
+    for index in range(arguments.start, len(source.ids), arguments.step):
         [outcome] = restorer([source.load(index)])
         if outcome.row["status"] != "ok":
             print(f"{outcome.id:16} left out: {outcome.row['status']}", flush=True)
@@ -54,6 +56,8 @@ def main() -> None:
         estimate, std, truth = parts[-1]
         inside, wanted = coverage(estimate, arguments.factor * std, truth), calibration_factor(*parts[-1])
         print(f"{outcome.id:16} coverage of 90 %: {inside:.3f}, factor for 90 %: {wanted:.2f}", flush=True)
+    if not parts:
+        raise SystemExit("error: Expected pictures that can be restored, got none; change --limit, --start or --step.")
     estimate, std, truth = (torch.cat(values) for values in zip(*parts, strict=True))
     print(f"factor for 90 % over all: {calibration_factor(estimate, std, truth):.3f}")
     found = [coverage(estimate, arguments.factor * std, truth, level) for level in LEVELS]
