@@ -44,7 +44,7 @@ MIN_RESTART_SUPPORT = 0.75
 MIN_TEXTURE = 0.25
 MIN_WINDOW_AGREEMENT = 0.6
 MAX_CLIPPED = 0.02
-MAX_SIGMA_CORRECTION = 0.1  # of its logarithm: ten per cent
+MAX_SIGMA_CORRECTION = 0.2  # of its logarithm: a residual ten per cent above the noise
 
 
 class Term(NamedTuple):

@@ -42,8 +42,8 @@ class Photograph:
         first_kernel_size: see `kernel_size`.
         max_kernel_size: see `kernel_size`.
         border_limit: share of the kernel at the border of its support above which the support is too small.
-        max_noise_correction: the noise level of the last step is raised to the residual that the blind method leaves,
-            which holds the error of the kernel too, but not more than this many times; 1 leaves it as it is.
+        max_noise_correction: the noise level of the last step is raised by the square of the ratio of the residual that
+            the blind method leaves to the level, but not more than this many times; 1 leaves it as it is.
     """
 
     blind: BlindMethod
@@ -55,7 +55,7 @@ class Photograph:
     first_kernel_size: int = 33
     max_kernel_size: int = 97
     border_limit: float = 0.02
-    max_noise_correction: float = 2.0
+    max_noise_correction: float = 8.0
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -164,9 +164,13 @@ class Photograph:
         return Mosaic.of(measurement, windows, kernel_size)
 
     def _noise_level(self, seen: Measurement, found: Restoration) -> Tensor:
-        """`(1,)` noise level, raised to what the blind method could not explain."""
-        rms = seen.misfit(found.canvas(), found.params).sqrt().nan_to_num(0.0)
-        return torch.maximum(seen.sigma, torch.minimum(rms, self.max_noise_correction * seen.sigma))
+        """`(1,)` noise level, raised for what the blind method could not explain.
+
+        What is left beyond the noise is the error of the model, the kernel's first. It is not white, and a picture that
+        explains it rings; so it counts for more than noise of its size would.
+        """
+        ratio2 = seen.misfit(found.canvas(), found.params).nan_to_num(0.0) / seen.sigma.square()
+        return seen.sigma * ratio2.clamp(1.0, self.max_noise_correction)
 
     def _kernel_of_each(self, mosaic: Mosaic, found: Restoration) -> Tensor:
         """`(W, h, w)`: what one M-step makes of each window of the restored mosaic."""
