@@ -116,6 +116,7 @@ def test_runs_go_from_coarse_to_fine_and_their_steps_are_counted_through():
     sizes = [info.params["kernel"].shape[-1] for info in seen]
     assert sizes == [9] * 9 + [17] * 3 + [33] * 3
     assert [info.part is None for info in seen] == [size == 33 for size in sizes]
+    assert [info.factor for info in seen] == [4] * 9 + [2] * 3 + [1] * 3
     assert found.nfe == len(seen)
     assert found.image.shape == (1, 3, 136, 140)
     assert (found.restarts.kernels.shape, found.restarts.factor) == ((1, 2, 9, 9), 4)

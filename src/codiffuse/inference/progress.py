@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,7 +10,6 @@ from torch import Tensor
 from codiffuse.data.sources import downscale
 from codiffuse.inference.panel import FRAME_SIDE
 from codiffuse.methods.base import Measurement, StepInfo
-from codiffuse.methods.coarse import LARGEST_BLOCK, coarse_size
 
 STEPS_BETWEEN_LOOKS = 5  # the bar asks the device for a number only this often
 
@@ -31,8 +30,7 @@ class StepRecorder:
         self, measurement: Measurement, show: Callable[[StepInfo, float], None] | None = None, num_frames: int = 0
     ) -> None:
         self.measurement, self.show, self.num_frames = measurement, show, num_frames
-        self._numbers: list[tuple[int, float]] = []
-        self._sides: list[tuple[int, int, int]] = []
+        self._numbers: list[tuple[int, float, int]] = []
         self._residuals: list[Tensor] = []
         self._frames: list[tuple[list[Tensor], Tensor]] = []
 
@@ -47,8 +45,7 @@ class StepRecorder:
             image = image.mean(1, keepdim=True)
         residual = measurement.misfit(image, info.params).sqrt()
         if not info.tile:
-            self._numbers.append((info.number, info.alpha_bar))
-            self._sides.append((*measurement.y.shape[-2:], kernel.shape[-1]))
+            self._numbers.append((info.number, info.alpha_bar, info.factor))
             self._residuals.append(residual)
             if self.num_frames and _is_frame(info, self.num_frames):
                 self._frames.append(([downscale(each, FRAME_SIDE).half() for each in image], kernel.clone()))
@@ -62,34 +59,14 @@ class StepRecorder:
         resolution are multiplied by f: noise alone gives sigma at each of them.
         """
         residuals = torch.stack(self._residuals)[:, index].tolist() if self._residuals else []
-        steps = zip(self._numbers, residuals, _block_sides(self._sides), strict=True)
         return [
-            {"step": number, "alpha_bar": alpha_bar, "residual": block * residual}
-            for (number, alpha_bar), residual, block in steps
+            {"step": number, "alpha_bar": alpha_bar, "residual": factor * residual}
+            for (number, alpha_bar, factor), residual in zip(self._numbers, residuals, strict=True)
         ]
 
     def frames(self, index: int) -> list[tuple[Tensor, Tensor]]:
         """(x0 `(C, H, W)`, reduced to `FRAME_SIDE`; kernel `(1, h, w)`) of image `index` at some steps."""
         return [(images[index].float().cpu(), kernel[index].cpu()) for images, kernel in self._frames]
-
-
-def _block_sides(steps: Sequence[tuple[int, int, int]]) -> list[int]:
-    """Side of the blocks of pixels, px, that each step saw, told from the height and width of y and the kernel's side.
-
-    A run from coarse to fine ends at the resolution of the picture; where its kernel was too small, another follows.
-    """
-    blocks: list[int] = []
-    last, block = (0, 0, 0), 1
-    for sides in reversed(steps):
-        height, width, kernel = last
-        fitting = [
-            factor
-            for factor in (2**power for power in range(LARGEST_BLOCK.bit_length()))
-            if factor >= block and sides == (height // factor, width // factor, coarse_size(kernel, factor))
-        ]
-        last, block = (last, fitting[0]) if fitting else (sides, 1)
-        blocks.append(block)
-    return blocks[::-1]
 
 
 def _is_frame(info: StepInfo, num_frames: int) -> bool:

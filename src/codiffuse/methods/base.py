@@ -88,6 +88,7 @@ class StepInfo:
         params: current operator parameters.
         part: the measurement behind `x0` where that is only a part of the picture, or a coarse version of it; `None`
             for the picture as it is.
+        factor: side of the blocks of pixels whose means the part consists of, px; 1 for the pixels themselves.
         tile: whether it is one of many parts, restored in turn with a kernel that stands.
     """
 
@@ -97,6 +98,7 @@ class StepInfo:
     x0: Tensor
     params: dict[str, Tensor]
     part: Measurement | None = None
+    factor: int = 1
     tile: bool = False
 
 

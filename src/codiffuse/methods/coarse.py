@@ -84,7 +84,9 @@ class CoarseToFine:
             factor = min(wanted, largest)
             seen, size = coarser(measurement, factor), coarse_size(self.kernel_size, factor)
             start = init if found is None else {"kernel": upsampled(found.params["kernel"], last // factor, size)}
-            told = part_of_run(callback if factor == 1 else of_part(callback, seen), done, self.num_steps)
+            told = part_of_run(
+                callback if factor == 1 else of_part(callback, seen, factor=factor), done, self.num_steps
+            )
             found = method.with_kernel_size(size)(seen, noise=noise, init=start, callback=told)
             if found.restarts is not None:
                 restarts = replace(found.restarts, factor=factor)

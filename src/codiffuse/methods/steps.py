@@ -194,11 +194,11 @@ def part_of_run(callback: Callback | None, done: int, total: int) -> Callback | 
     return lambda info: callback(replace(info, number=done + info.number, total=total))
 
 
-def of_part(callback: Callback | None, part: Measurement, *, tile: bool = False) -> Callback | None:
+def of_part(callback: Callback | None, part: Measurement, *, factor: int = 1, tile: bool = False) -> Callback | None:
     """The same callback, told what part of the picture a step was on, unless that is known already."""
     if callback is None:
         return None
-    return lambda info: callback(info if info.part is not None else replace(info, part=part, tile=tile))
+    return lambda info: callback(info if info.part else replace(info, part=part, factor=factor, tile=tile))
 
 
 def check_counts(**counts: int) -> None:
