@@ -108,6 +108,16 @@ def test_blur_and_block_means_nearly_commute():
     assert float((again - coarser(fine, 2).y).square().mean().sqrt()) < 0.002
 
 
+@pytest.mark.parametrize(("size", "runs"), [(8, 1), (9, 2)])
+def test_a_small_kernel_has_a_method_of_its_own(size, runs):
+    whole = method(size)
+    small = replace(whole.fine, process=ReverseProcess(5))
+    seen = []
+    found = replace(whole, small=small)(picture(64, 64), noise=GeneratorNoise([0]), callback=seen.append)
+    assert (len(seen), found.nfe) == ((5, 5) if runs == 1 else (whole.num_steps, whole.num_steps))
+    assert (seen[-1].total, replace(whole, small=small).work) == (len(seen), len(seen))
+
+
 def test_runs_go_from_coarse_to_fine_and_their_steps_are_counted_through():
     whole, seen = method(), []
     found = whole(picture(136, 140), noise=GeneratorNoise([0]), callback=seen.append)

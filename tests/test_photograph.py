@@ -11,7 +11,7 @@ from codiffuse.errors import InputError
 from codiffuse.estimation.hqs import HQS
 from codiffuse.estimation.regularizers import NoRegularizer
 from codiffuse.inference.progress import StepRecorder
-from codiffuse.methods.base import restoration
+from codiffuse.methods.base import Measurement, restoration
 from codiffuse.methods.coarse import LARGEST_BLOCK, CoarseToFine
 from codiffuse.methods.fast_em import FastEM
 from codiffuse.methods.non_blind import NonBlind
@@ -20,10 +20,12 @@ from codiffuse.methods.restarts import BestOfRestarts
 from codiffuse.methods.steps import ReverseProcess
 from codiffuse.methods.tiles import Tiled
 from codiffuse.operators.blur import BlurOperator
+from codiffuse.operators.noise import GaussianNoise
 from codiffuse.randomness import GeneratorNoise
 
 TRUE_SIZE = 15
 UNKNOWN = BlurOperator("unknown")
+SHARP = Photograph.sharp_spread
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Truncating:
 def photograph(blind, **options):
     process = ReverseProcess(num_steps=2)
     finish = Tiled(NonBlind(tiny_prior(), process=process, num_particles=2), tile=48, overlap=8)
-    return Photograph(blind, finish, HQS(NoRegularizer(), iterations=2), **{"first_kernel_size": 9} | options)
+    options = {"first_kernel_size": 9, "sharp_spread": 0.0, "small_spread": 0.0} | options
+    return Photograph(blind, finish, HQS(NoRegularizer(), iterations=2), **options)
 
 
 def blurred(side=64, sigma=0.02):
@@ -195,3 +198,53 @@ def test_restarts_of_a_real_blind_method_are_passed_on():
     found = run(photograph(BestOfRestarts(once, once, 7, (0.1, 0.2), 1), kernel_size=5), blurred(40))
     assert found.restarts.kernels.shape == (1, 2, 5, 5)
     assert found.nfe == 3 * 2 + 2
+
+
+def sharp_measurement(sigma=0.02):
+    """The finest texture there is."""
+    y = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    return Measurement(y, GaussianNoise(sigma), UNKNOWN)
+
+
+def test_nothing_is_searched_for_in_a_sharp_picture(caplog):
+    blind, told = Truncating(), []
+    with caplog.at_level("INFO"):
+        found = photograph(blind, sharp_spread=SHARP)(
+            sharp_measurement(), noise=GeneratorNoise([0]), callback=told.append
+        )
+    assert not blind.seen
+    assert "sharp" in caplog.text
+    kernel = found.params["kernel"]
+    assert (float(kernel.max()), float(kernel[0, 0, 4, 4]), kernel.shape) == (1, 1, (1, 1, 9, 9))
+    assert (found.image.shape, found.restarts, found.windows) == ((1, 3, 64, 64), None, None)
+    assert [info.number for info in told] == [*range(1, len(told) + 1)]
+    assert told[-1].total == len(told)
+
+
+@pytest.mark.parametrize("options", [{"kernel_size": 9, "sharp_spread": SHARP}, {"sharp_spread": 0.0}])
+def test_unless_somebody_says_that_it_is_blurred(options):
+    blind = Truncating()
+    photograph(blind, **options)(sharp_measurement(), noise=GeneratorNoise([0]))
+    assert blind.seen
+
+
+def test_a_kernel_to_start_from_says_so_too():
+    blind, kernel = Truncating(), torch.full((1, 1, 5, 5), 1 / 25)
+    photograph(blind, sharp_spread=SHARP)(sharp_measurement(), noise=GeneratorNoise([0]), init={"kernel": kernel})
+    assert blind.seen
+
+
+def slightly_blurred(side=96):
+    """Fine texture after a blur of two pixels."""
+    scene = torch.rand(1, 3, side + 2, side + 2, generator=torch.Generator().manual_seed(0))
+    kernel = torch.zeros(1, 1, 3, 3)
+    kernel[..., 1, 1:] = 0.5
+    return Measurement(BlurOperator("valid")(scene, kernel=kernel), GaussianNoise(0.01), UNKNOWN)
+
+
+@pytest.mark.parametrize(("small_spread", "sizes"), [(2.0, [5]), (0.0, [9, 13, 19])])
+def test_a_slight_blur_gets_a_small_kernel_that_does_not_grow(small_spread, sizes):
+    blind = Truncating()
+    options = {"small_spread": small_spread, "small_kernel_size": 5}
+    photograph(blind, **options)(slightly_blurred(), noise=GeneratorNoise([0]))
+    assert [size for size, _ in blind.seen] == sizes

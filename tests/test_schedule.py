@@ -70,6 +70,19 @@ def test_respacing_twice_remembers_the_training_chain():
     assert twice.num_original == 1000
 
 
+def test_steps_crowd_where_there_is_little_noise():
+    assert linear_schedule().respaced(5, 2.0).original_steps.tolist() == [0, 62, 250, 562, 999]
+
+
+@pytest.mark.parametrize("power", [1.0, 1.5, 3.0])
+@pytest.mark.parametrize("steps", [1, 2, 100, 990, 1000])
+def test_crowded_steps_stay_distinct_and_reach_the_end(steps, power):
+    kept = linear_schedule().respaced(steps, power).original_steps
+    assert len(kept) == steps
+    assert (kept.diff() > 0).all()
+    assert kept[-1] == (999 if steps > 1 else 0)
+
+
 def test_one_step_is_the_first_and_all_steps_change_nothing():
     full = linear_schedule()
     assert full.respaced(1).original_steps.tolist() == [0]
@@ -153,6 +166,12 @@ def test_start_runs_the_last_part_of_the_chain():
 def test_impossible_spacing_is_refused(spacing):
     with pytest.raises(InputError, match=f"steps.*{spacing}"):
         linear_schedule().respaced(spacing)
+
+
+@pytest.mark.parametrize(("steps", "power"), [(10, 0.5), (10, float("nan")), ("ddim10", 2.0)])
+def test_impossible_power_is_refused(steps, power):
+    with pytest.raises(InputError, match="power"):
+        linear_schedule().respaced(steps, power)
 
 
 @pytest.mark.parametrize(

@@ -94,14 +94,20 @@ class Schedule:
         variance = self.posterior_variance
         return torch.cat([variance[1:2] if len(self) > 1 else self.betas[:1], variance[1:]]).log()
 
-    def respaced(self, steps: int | str) -> Schedule:
+    def respaced(self, steps: int | str, power: float = 1.0) -> Schedule:
         """A shorter chain through a subset of these steps, with the same alpha_bar there.
 
         Args:
-            steps: a number: evenly spread from the first to the last step, rounded half to even; `"ddimN"`: N steps at
+            steps: a number: spread from the first to the last step, rounded half to even; `"ddimN"`: N steps at
                 a constant integer stride from 0 (may stop short of the last).
+            power: step i of n is at (i / (n - 1))^power of the chain: 1 spreads them evenly, more brings them closer to
+                each other where there is little noise (2: the quadratic spacing of Song et al. 2021, appendix D.2).
         """
-        kept = torch.tensor(_ddim_steps(steps, len(self)) if isinstance(steps, str) else _even_steps(steps, len(self)))
+        if isinstance(steps, str) and power != 1:
+            raise InputError(f"Expected a number of steps for a spacing of power {power}, got {steps!r}.")
+        kept = torch.tensor(
+            _ddim_steps(steps, len(self)) if isinstance(steps, str) else _spread_steps(steps, len(self), power)
+        )
         bar = self.alpha_bar[kept]
         previous = torch.cat([bar.new_ones(1), bar[:-1]])
         return Schedule(1 - bar / previous, self.original_steps[kept], self.num_original)
@@ -164,12 +170,19 @@ def _full(betas: Tensor) -> Schedule:
     return Schedule(betas, torch.arange(len(betas)), len(betas))
 
 
-def _even_steps(steps: int, available: int) -> list[int]:
+def _spread_steps(steps: int, available: int, power: float) -> list[int]:
     if not 1 <= steps <= available:
         raise InputError(f"Expected between 1 and {available} steps, got {steps}.")
-    stride = (available - 1) / max(steps - 1, 1)
-    # Python's rounding (half to even) on the running position is what the published checkpoints were sampled with.
-    return [round(i * stride) for i in range(steps)]
+    if not power >= 1:
+        raise InputError(f"Expected a spacing of power >= 1, got {power}.")
+    last = available - 1
+    stride = last / max(steps - 1, 1)
+    kept: list[int] = []
+    for i in range(steps):
+        position = i * stride if power == 1 else last * (i / max(steps - 1, 1)) ** power
+        # Python's rounding (half to even) on the running position is what the published checkpoints were sampled with.
+        kept.append(max(round(position), kept[-1] + 1 if kept else 0))  # crowded steps stay distinct
+    return kept
 
 
 def _ddim_steps(steps: str, available: int) -> list[int]:

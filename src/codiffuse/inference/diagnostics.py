@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from codiffuse.errors import InputError
+from codiffuse.estimation.spectrum import OFFSET, expected_spread
 from codiffuse.estimation.support import border_mass
 from codiffuse.methods.base import Restarts
 from codiffuse.methods.coarse import downsampled
@@ -79,6 +80,7 @@ LOGARITHMIC = frozenset(
         "residual_correlation",
         "border_mass",
         "kernel_spread",
+        "kernel_excess",
         "kernel_pixels",
         "texture",
         "sharpening",
@@ -176,11 +178,13 @@ def _features(
             f"for a measurement of {tuple(y.shape[1:])}."
         )
     residual = seen - operator(image, kernel=kernel)
+    spread, expected = consistency.kernel_spread(kernel), expected_spread(y[0], sigma)
     return {
         "residual_ratio": consistency.residual_ratio(residual, level, seen_mask),
         "residual_correlation": consistency.residual_correlation(residual, mask=seen_mask),
         "border_mass": border_mass(kernel),
-        "kernel_spread": consistency.kernel_spread(kernel),
+        "kernel_spread": spread,
+        "kernel_excess": (spread + OFFSET) / (expected + OFFSET),
         "kernel_pixels": consistency.kernel_pixels(kernel),
         "texture": torch.tensor(texture(y[0], sigma, None if mask is None else mask[0])),
         "sharpening": consistency.sharpening(frame, y, level, mask),

@@ -29,19 +29,21 @@ class CoarseToFine:
     """A blind method at a lower resolution; another that goes on from its kernel, at each resolution above.
 
     The resolution is halved as often as the kernel keeps a side of `coarse_kernel` and the picture one of `MIN_SIDE`
-    pixels; where the kernel is small from the start, both methods run at the resolution of y.
+    pixels; where the kernel has no room for that, both methods run at the resolution of y.
 
     Attributes:
         coarse: finds the kernel at the lowest resolution.
         fine: goes on from a kernel.
         kernel_size: side of the unknown kernel, px.
         coarse_kernel: least side of the kernel at the lowest resolution, px.
+        small: finds a kernel smaller than `coarse_kernel`, instead of both; `None` leaves it to them.
     """
 
     coarse: BlindMethod
     fine: BlindMethod
     kernel_size: int = 33
     coarse_kernel: int = 17
+    small: BlindMethod | None = None
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -65,7 +67,8 @@ class CoarseToFine:
 
     def supports(self, operator: BlurOperator) -> str | None:
         """`None`, or why not."""
-        return self.coarse.supports(operator) or self.fine.supports(operator)
+        problems = (method.supports(operator) for method in (self.coarse, self.fine, self.small) if method)
+        return next((problem for problem in problems if problem), None)
 
     @torch.no_grad()
     def __call__(
@@ -95,6 +98,8 @@ class CoarseToFine:
 
     def _runs(self) -> list[tuple[BlindMethod, int]]:
         """Methods in their order, each with the side of the blocks that it sees of a large picture."""
+        if self.small and self.kernel_size < self.coarse_kernel:
+            return [(self.small, 1)]
         factors = [1]
         while coarse_size(self.kernel_size, 2 * factors[0]) >= self.coarse_kernel:
             factors.insert(0, 2 * factors[0])

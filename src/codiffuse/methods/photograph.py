@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from codiffuse.errors import InputError
 from codiffuse.estimation.hqs import HQS
+from codiffuse.estimation.spectrum import expected_spread
 from codiffuse.estimation.support import border_mass, grown
 from codiffuse.methods.base import BlindMethod, Callback, Measurement, Restoration, Windows
 from codiffuse.methods.coarse import upsampled
 from codiffuse.methods.memory import estimate
 from codiffuse.methods.mosaic import Mosaic
-from codiffuse.methods.steps import check_counts, of_part, part_of_run
+from codiffuse.methods.steps import check_counts, delta_kernel, of_part, part_of_run
 from codiffuse.methods.tiles import Tiled
 from codiffuse.methods.windows import Window, choose_windows
 from codiffuse.operators.blur import BlurOperator
@@ -26,6 +28,8 @@ from codiffuse.randomness import NoiseSource
 logger = logging.getLogger(__name__)
 
 WINDOW_OVER_KERNEL = 4  # a window tells little about a kernel that is nearly as large as itself
+SHARP_KERNEL_SIZE = 9  # px, of the delta that stands for no blur
+SHARP_START = 0.05  # share of the reverse process that removes noise alone
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,15 @@ class Photograph:
         m_step: finds the kernel of each window alone, to see whether the blur is the same everywhere.
         window: side of a window, px.
         num_windows: windows of a picture that is larger than one.
-        kernel_size: side of the kernel, px; `None` starts at `first_kernel_size` and grows it while it is too small.
+        kernel_size: side of the kernel, px; `None` starts at `first_kernel_size` and grows it while it is too small,
+            unless the spectrum of the picture (`expected_spread`) suggests less.
         first_kernel_size: see `kernel_size`.
         max_kernel_size: see `kernel_size`.
+        sharp_spread: rms radius of the blur, px, below which a picture is taken for sharp and not deblurred at all:
+            what a blind method finds there is wrong. 0 tries every picture.
+        small_spread: likewise, below which a kernel of `small_kernel_size` is looked for, which does not grow: with
+            more room the kernel of a slight blur comes out too long.
+        small_kernel_size: see `small_spread`.
         border_limit: share of the kernel at the border of its support above which the support is too small.
         max_noise_correction: the noise level of the last step is raised by the square of the ratio of the residual that
             the blind method leaves to the level, but not more than this many times; 1 leaves it as it is.
@@ -54,6 +64,9 @@ class Photograph:
     kernel_size: int | None = None
     first_kernel_size: int = 33
     max_kernel_size: int = 97
+    sharp_spread: float = 0.55
+    small_spread: float = 1.3
+    small_kernel_size: int = 9
     border_limit: float = 0.02
     max_noise_correction: float = 8.0
     needs: ClassVar[tuple[str, ...]] = ()
@@ -63,6 +76,7 @@ class Photograph:
             window=self.window,
             num_windows=self.num_windows,
             first_kernel_size=self.first_kernel_size,
+            small_kernel_size=self.small_kernel_size,
             kernel_size=1 if self.kernel_size is None else self.kernel_size,
         )
         if self.max_noise_correction < 1:
@@ -93,7 +107,10 @@ class Photograph:
         """
         if len(measurement.y) != 1:
             raise InputError(f"Expected one photograph at a time, got {len(measurement.y)}; set batch_size=1.")
-        mosaic, found, done = self._find_kernel(measurement, noise, init, callback)
+        spread = self._expected_spread(measurement, init)
+        if spread < self.sharp_spread:
+            return self._without_noise(measurement, noise, callback)
+        mosaic, found, done = self._find_kernel(measurement, noise, init, callback, spread < self.small_spread)
         if found.status[0] != "ok":
             return _unrestored(measurement, found)
         kernel, level = found.params["kernel"], self._noise_level(mosaic.measurement, found)
@@ -110,16 +127,39 @@ class Photograph:
             noise_level=level,
         )
 
+    def _expected_spread(self, measurement: Measurement, init: dict[str, Tensor] | None) -> float:
+        """What the spectrum suggests; infinite where somebody knows how large the kernel is."""
+        if self.kernel_size is not None or init:
+            return math.inf
+        return expected_spread(measurement.y[0], float(measurement.sigma))
+
+    def _without_noise(self, measurement: Measurement, noise: NoiseSource, callback: Callback | None) -> Restoration:
+        """The picture as the prior sees it through its noise, no blur assumed: the end of the reverse process."""
+        process = self.finish.non_blind.process
+        process = replace(process, start=min(process.start, SHARP_START), spacing=1.0)
+        finish = replace(self.finish, non_blind=replace(self.finish.non_blind, process=process))
+        frame, size = tuple(measurement.y.shape[-2:]), (SHARP_KERNEL_SIZE, SHARP_KERNEL_SIZE)
+        logger.info(
+            "The picture looks sharp, so only its noise is removed (kernel_size=33 deblurs it all the same): %s, %s.",
+            finish.estimate(frame, size),
+            finish.describe(frame, size),
+        )
+        known = {"kernel": delta_kernel(measurement.y, size)}
+        seen = part_of_run(callback, 0, finish.plan(frame, size).num_solves * finish.num_steps)
+        return finish(replace(measurement, known=known), noise=noise, callback=seen)
+
     def _find_kernel(
         self,
         measurement: Measurement,
         noise: NoiseSource,
         init: dict[str, Tensor] | None,
         callback: Callback | None,
+        is_small: bool,
     ) -> tuple[Mosaic, Restoration, int]:
         """The kernel from the windows, in a support that grows until the kernel fits it; and the steps that took."""
         largest = (min(measurement.y.shape[-2:]) // 2 - 1) | 1
-        size, done = self.kernel_size or min(self.first_kernel_size, largest), 0
+        first = self.small_kernel_size if is_small else self.first_kernel_size
+        size, done = self.kernel_size or min(first, largest), 0
         while True:
             blind, mosaic = self.blind.with_kernel_size(size), self._mosaic(measurement, size)
             if not done:
@@ -133,7 +173,7 @@ class Photograph:
             done += blind.num_steps
             share = float(border_mass(found.params["kernel"]))
             larger = min(grown(size), self.max_kernel_size, largest)
-            if self.kernel_size or larger <= size or not share > self.border_limit:
+            if self.kernel_size or is_small or larger <= size or not share > self.border_limit:
                 return mosaic, found, done
             logger.info("%.0f %% of the kernel is at its border: %d px instead of %d.", 100 * share, larger, size)
             size = larger

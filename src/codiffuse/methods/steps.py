@@ -30,6 +30,7 @@ class ReverseProcess:
 
     Attributes:
         num_steps: steps kept of the 1000 of the linear chain; `"ddimN"` keeps a constant integer stride.
+        spacing: power by which they crowd where there is little noise (`Schedule.respaced`): 1 spreads them evenly.
         start: share of the chain that is run: 1 starts from pure noise; less starts from a noisy version of `y`.
         eta: 1 is ancestral sampling (DDPM), 0 deterministic (DDIM).
         variance: sigma~_t^2 = `small` beta~_t, `large` beta_t, or `learned` by the network.
@@ -38,6 +39,7 @@ class ReverseProcess:
     """
 
     num_steps: int | str = 100
+    spacing: float = 1.0
     start: float = 1.0
     eta: float = 1.0
     variance: Literal["small", "large", "learned"] = "small"
@@ -61,7 +63,7 @@ class ReverseProcess:
         kept = round(self.start * len(chain))
         if kept < len(chain):
             chain = Schedule(chain.betas[:kept], chain.original_steps[:kept], chain.num_original)
-        return chain.respaced(self.num_steps)
+        return chain.respaced(self.num_steps, self.spacing)
 
     def advance(
         self, x_t: Tensor, x0: Tensor, step: Step, z: Tensor, variance_fraction: Tensor | None = None
