@@ -168,6 +168,13 @@ def test_arguments_of_components_are_of_the_types_they_are_annotated_with():
         checks.check_components({"_target_": unknown, "width": "abc"})
 
 
+@pytest.mark.parametrize("value", ["null", "3", "pigdm"])
+@pytest.mark.parametrize("name", ["method.guidance", "method.process", "pipeline.finish", "pipeline.finish.non_blind"])
+def test_a_component_is_no_plain_value(name, value):
+    with pytest.raises(InputError, match=f"a component for {name}, got .*; leave"):
+        cli.compose_infer({"input": "sample", "method": "pigdm"}, [f"{name}={value}"])
+
+
 @pytest.mark.parametrize("method", sorted(path.stem for path in (ROOT / "conf/method").glob("*.yaml")))
 def test_every_method_passes(method):
     cli.compose_infer({"input": "sample", "method": method, "operator": "linear_light", "kernel_size": 9})

@@ -77,8 +77,8 @@ def test_bad_pictures(infer, name, words):
         (["input=pictures/a.png", "precision=float8"], ["bfloat16", "'float8'"]),
         (["input=pictures/a.png", "device=tpu"], ["cuda:N", "'tpu'"]),
         (["input=pictures/a.png", "device=meta"], ["cuda:N", "'meta'"]),
-        (["input=pictures/a.png", "method=nope"], ["method/nope", "fast_em", "pigdm"]),
-        (["input=pictures/a.png", "experiment=nope"], ["experiment/nope", "demo"]),
+        (["input=pictures/a.png", "method=nope"], ["error: In 'infer'", "method/nope", "fast_em", "pigdm"]),
+        (["input=pictures/a.png", "experiment=nope"], ["error: In 'infer'", "experiment/nope", "demo"]),
         (["input=pictures/a.png", "sgima=0.1"], ["sgima"]),
         (["input=pictures/a.png", "method.process.steps=3"], ["method.process.steps"]),
         (["input=pictures/a.png", "+method.process.steps=3"], ["ReverseProcess", "steps"]),
@@ -231,6 +231,7 @@ def test_export_refuses_what_it_cannot_trust(program, tmp_path, content, words):
     ("settings", "words"),
     [
         (["model=nope"], ["model/nope", "image_score"]),
+        (["experiment=zoo/nope"], ["error: In 'train'", "experiment/zoo/nope"]),
         (["data=bsds400"], ["data/bsds400", "CODIFFUSE_DATA"]),
         (["learning_rate=1"], ["learning_rate"]),
         (["data=motion_kernels", "model=kernel_denoiser", "resume=perhaps"], ["auto", "'perhaps'"]),

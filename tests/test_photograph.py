@@ -242,9 +242,17 @@ def slightly_blurred(side=96):
     return Measurement(BlurOperator("valid")(scene, kernel=kernel), GaussianNoise(0.01), UNKNOWN)
 
 
-@pytest.mark.parametrize(("small_spread", "sizes"), [(2.0, [5]), (0.0, [9, 13, 19])])
-def test_a_slight_blur_gets_a_small_kernel_that_does_not_grow(small_spread, sizes):
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({"small_spread": 2.0, "small_border_limit": 1.0}, [5]),
+        ({"small_spread": 2.0}, [5, 11, 17]),  # too little, so the usual first size
+        ({"small_spread": 2.0, "first_kernel_size": 3}, [3, 5, 7, 11, 17]),
+        ({"small_spread": 0.0}, [11, 17]),
+    ],
+)
+def test_a_slight_blur_gets_a_small_kernel_first(options, sizes):
     blind = Truncating()
-    options = {"small_spread": small_spread, "small_kernel_size": 5}
+    options = {"small_kernel_size": 5, "first_kernel_size": 11} | options
     photograph(blind, **options)(slightly_blurred(), noise=GeneratorNoise([0]))
     assert [size for size, _ in blind.seen] == sizes

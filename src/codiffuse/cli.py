@@ -274,7 +274,7 @@ def _hydra_main(task: Callable[[DictConfig], list[str] | None], config_name: str
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(guarded)()
         except (OSError, ValueError) as error:
             refused = error if isinstance(error, OSError) else error.__cause__  # a ValueError where the log is to be
-            if at_work or not isinstance(refused, OSError):
+            if at_work or isinstance(error, HydraException) or not isinstance(refused, OSError):
                 raise
             from codiffuse.inference.files import unwritable
 

@@ -7,7 +7,8 @@ import math
 import pydoc
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 from codiffuse.errors import InputError
 from codiffuse.fourier import BOUNDARIES
@@ -132,8 +133,8 @@ def check_components(node: Any, path: str = "") -> None:
     """Raises InputError for the first argument of a component that it does not have, or of another type than annotated.
 
     Args:
-        node: settings, resolved; those with a `_target_` are arguments of that class or function. Types other than
-            numbers, switches and texts are not checked.
+        node: settings, resolved; those with a `_target_` are arguments of that class or function. Numbers, switches,
+            texts and whether something is a component are checked, other types are not.
         path: of the node, dotted.
     """
     if isinstance(node, list):
@@ -149,6 +150,8 @@ def check_components(node: Any, path: str = "") -> None:
             raise InputError(f"Expected no {inside}: {target} has only {', '.join(names)}; set one of these.")
         if key in parameters and (kind := _kind(parameters[key].annotation)):
             _check(inside, value, kind)
+        elif key in parameters and not isinstance(value, dict) and _is_component(target, key):
+            raise InputError(f"Expected a component for {inside}, got {_shown(value)}; leave that setting as it is.")
         check_components(value, inside)
 
 
@@ -185,7 +188,21 @@ def _kind(annotation: Any) -> Kind | None:
     return Kind(words, lambda value: any(kind.holds(value) for kind in kinds), kinds[0].example)
 
 
+def _is_component(target: str, name: str) -> bool:
+    """Whether an argument of a class or function is annotated with classes of this package, and not with `None`."""
+    try:
+        annotation = inspect.signature(pydoc.locate(target), eval_str=True).parameters[name].annotation
+    except NameError:  # a name that is imported for type checkers alone
+        return False
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    return all(isinstance(kind, type) and kind.__module__.partition(".")[0] == "codiffuse" for kind in kinds)
+
+
 def _check(name: str, value: Any, kind: Kind) -> None:
     if not kind.holds(value):
-        got = {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
-        raise InputError(f"Expected {kind.words} for {name}, got {got}; set {name}={kind.example}.")
+        raise InputError(f"Expected {kind.words} for {name}, got {_shown(value)}; set {name}={kind.example}.")
+
+
+def _shown(value: Any) -> str:
+    """As people write it on the command line."""
+    return {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))

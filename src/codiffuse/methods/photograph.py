@@ -48,10 +48,12 @@ class Photograph:
         max_kernel_size: see `kernel_size`.
         sharp_spread: rms radius of the blur, px, below which a picture is taken for sharp and not deblurred at all:
             what a blind method finds there is wrong. 0 tries every picture.
-        small_spread: likewise, below which a kernel of `small_kernel_size` is looked for, which does not grow: with
-            more room the kernel of a slight blur comes out too long.
+        small_spread: likewise, below which a kernel of `small_kernel_size` is looked for first: with more room the kernel
+            of a slight blur comes out too long.
         small_kernel_size: see `small_spread`.
         border_limit: share of the kernel at the border of its support above which the support is too small.
+        small_border_limit: likewise for `small_kernel_size`, of which the border is a larger part; what does not fit is
+            given `first_kernel_size`.
         max_noise_correction: the noise level of the last step is raised by the square of the ratio of the residual that
             the blind method leaves to the level, but not more than this many times; 1 leaves it as it is.
     """
@@ -65,9 +67,10 @@ class Photograph:
     first_kernel_size: int = 33
     max_kernel_size: int = 97
     sharp_spread: float = 0.55
-    small_spread: float = 1.3
+    small_spread: float = 1.0
     small_kernel_size: int = 9
     border_limit: float = 0.02
+    small_border_limit: float = 0.05
     max_noise_correction: float = 8.0
     needs: ClassVar[tuple[str, ...]] = ()
 
@@ -158,8 +161,8 @@ class Photograph:
     ) -> tuple[Mosaic, Restoration, int]:
         """The kernel from the windows, in a support that grows until the kernel fits it; and the steps that took."""
         largest = (min(measurement.y.shape[-2:]) // 2 - 1) | 1
-        first = self.small_kernel_size if is_small else self.first_kernel_size
-        size, done = self.kernel_size or min(first, largest), 0
+        first = min(self.first_kernel_size, largest)
+        size, done = self.kernel_size or (min(self.small_kernel_size, first) if is_small else first), 0
         while True:
             blind, mosaic = self.blind.with_kernel_size(size), self._mosaic(measurement, size)
             if not done:
@@ -172,8 +175,9 @@ class Photograph:
             found = blind(mosaic.measurement, noise=noise, init=start, callback=seen)
             done += blind.num_steps
             share = float(border_mass(found.params["kernel"]))
-            larger = min(grown(size), self.max_kernel_size, largest)
-            if self.kernel_size or is_small or larger <= size or not share > self.border_limit:
+            larger = min(grown(size), self.max_kernel_size, largest) if size >= first else first
+            limit = self.border_limit if size >= first else self.small_border_limit
+            if self.kernel_size or larger <= size or not share > limit:
                 return mosaic, found, done
             logger.info("%.0f %% of the kernel is at its border: %d px instead of %d.", 100 * share, larger, size)
             size = larger
