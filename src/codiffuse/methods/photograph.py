@@ -48,7 +48,7 @@ class Photograph:
         max_kernel_size: see `kernel_size`.
         sharp_spread: rms radius of the blur, px, below which a picture is taken for sharp and not deblurred at all:
             what a blind method finds there is wrong. 0 tries every picture.
-        small_spread: likewise, below which a kernel of `small_kernel_size` is looked for first: with more room the kernel
+        small_spread: likewise, below which a kernel of `small_kernel_size` is looked for first: with more room that
             of a slight blur comes out too long.
         small_kernel_size: see `small_spread`.
         border_limit: share of the kernel at the border of its support above which the support is too small.
