@@ -24,7 +24,7 @@ from codiffuse.metrics import consistency
 from codiffuse.operators.blur import BlurOperator
 
 FLAGS: dict[str, str] = {
-    "no_blur": "Hardly any blur was found, so the picture was little more than cleaned of noise.",
+    "no_blur": "Hardly any blur was found, so little but noise was removed; if it is blurred, set kernel_size=33.",
     "residual_too_large": "Picture and blur together do not explain the measurement; something else happened to it.",
     "restarts_disagree": "Runs from different starts found different blurs, so the one shown is uncertain.",
     "residual_not_white": "What is left unexplained has structure, so the blur found is probably not quite right.",
