@@ -1,7 +1,7 @@
 """Does the spectrum of a picture tell how wide its blur is, before anything is restored?
 
-Pictures are cut to random sizes, blurred by random paths of 3 to 33 px or not at all, given noise, and some of them
-stored as JPEG files on the way:
+Pictures are cut to random sizes, blurred by random paths of 3 to 33 px or not at all, given noise, some of them made
+gray or stored as JPEG files on the way; the noise level is estimated:
 
     python -m benchmarks.blurriness bsd100            # the estimate that is shipped, on pictures it has not seen
     python -m benchmarks.blurriness bsds400 --fit 6   # fit it anew: constants for codiffuse/estimation/spectrum.py
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import io
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,14 +33,14 @@ SIZES = (1, 1, 1, 3, 3, 5, 5, 7, 9, 11, 13, 17, 21, 25, 33)  # of the kernels, p
 LARGEST = max(SIZES)
 SIDES = (96, 260)  # of the pictures, px
 SIGMAS = (0.7 / 255, 12 / 255)
-SHARE_REDUCED, SHARE_JPEG = 0.3, 0.4
+SHARE_REDUCED, SHARE_GRAY, SHARE_JPEG = 0.3, 0.15, 0.4
 ORIENTATIONS = ("weakest", "mean", "strongest")
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One simulated picture: its size of kernel and rms radius, px, and what is known of it."""
+    """One simulated picture: size and rms radius of its kernel, px; y, and the noise level as estimated."""
 
     size: int
     spread: float
@@ -64,7 +65,7 @@ def main() -> int:
     return 0
 
 
-def simulate(name: str, count: int, rng: np.random.Generator):
+def simulate(name: str, count: int, rng: np.random.Generator) -> Iterator[Case]:
     """`count` pictures of a data set, one after the other."""
     pictures = [source.load().pixels for source in evaluation_set(name)]
     for index in range(count):
@@ -84,10 +85,11 @@ def simulated(picture: Tensor, rng: np.random.Generator) -> Case:
     part = picture[None, :, top : top + sides[0], left : left + sides[1]]
     y = BlurOperator("valid")(part, kernel=kernel)[0]
     y = y + sigma * torch.randn(y.shape)
+    if rng.random() < SHARE_GRAY:
+        y = y[:1].expand_as(y)
     if rng.random() < SHARE_JPEG:
         y = stored(y, int(rng.integers(80, 98)))
-        sigma = estimate_sigma(y)
-    return Case(size, float(kernel_spread(kernel)), y, sigma)
+    return Case(size, float(kernel_spread(kernel)), y, estimate_sigma(y))
 
 
 def stored(y: Tensor, quality: int) -> Tensor:
@@ -109,7 +111,7 @@ def report(sizes: np.ndarray, spreads: np.ndarray, expected: np.ndarray) -> None
         print(f"{size:4d}  {spreads[at].mean():6.2f}  {found}")
 
 
-def fit(cases, terms: int) -> None:
+def fit(cases: Iterable[Case], terms: int) -> None:
     """Greedy least squares, every fourth picture held out; prints the constants."""
     found = [(case.size, case.spread, band_energies(case.y, case.sigma)) for case in cases]
     names = [(name, index) for name in ORIENTATIONS for index in range(len(EDGES) - 1)]

@@ -4,7 +4,7 @@
 
 `blur` is the perceptual blur of Crete et al. (SPIE 2007), 0 for sharp to 1. `residual` is the rms of y - k * x over the
 noise level, and `correlation` how far from white it is (0 is white), both with the kernel that was found: first with
-the measurement itself as x, then with the restoration.
+the measurement itself as x, then with the restoration. For blurs of `operator=blur`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from PIL import Image
 from skimage.measure import blur_effect
 from torch import Tensor
 
+from codiffuse.data.saturation import unsaturated
 from codiffuse.metrics.consistency import residual_correlation, residual_ratio
 from codiffuse.operators.blur import BlurOperator
 
@@ -44,17 +45,20 @@ def table_row(row: dict[str, Any], folder: Path) -> str:
     kernel = kernel.reshape(1, 1, *kernel.shape[-2:])
     operator, level = BlurOperator("valid"), torch.tensor([row["sigma"]])
     seen = operator.crop_to_frame(y, kernel_size=tuple(kernel.shape[-2:]))
+    mask = unsaturated(y[0])
+    if mask is not None:
+        mask = operator.crop_to_frame(mask[None], kernel_size=tuple(kernel.shape[-2:]))
     residuals = [seen - operator(image, kernel=kernel) for image in (y, x)]
     blurs = [blur_effect(image[0].mean(0).numpy()) for image in (y, x)]
-    ratios = [float(residual_ratio(residual, level)) for residual in residuals]
-    correlations = [float(residual_correlation(residual)) for residual in residuals]
+    ratios = [float(residual_ratio(residual, level, mask)) for residual in residuals]
+    correlations = [float(residual_correlation(residual, mask=mask)) for residual in residuals]
     columns = [
         row["id"],
         "{:.2f} -> {:.2f}".format(*blurs),
         "{:.1f} -> {:.1f}".format(*ratios),
         "{:.2f} -> {:.2f}".format(*correlations),
-        f"{row['trust']:.2f}",
-        ", ".join(row["flags"]),
+        "" if row.get("trust") is None else f"{row['trust']:.2f}",
+        ", ".join(row.get("flags") or ()),
     ]
     return f"| {' | '.join(columns)} |"
 

@@ -171,7 +171,7 @@ def test_arguments_of_components_are_of_the_types_they_are_annotated_with():
 @pytest.mark.parametrize("value", ["null", "3", "pigdm"])
 @pytest.mark.parametrize("name", ["method.guidance", "method.process", "pipeline.finish", "pipeline.finish.non_blind"])
 def test_a_component_is_no_plain_value(name, value):
-    with pytest.raises(InputError, match=f"a component for {name}, got .*; leave"):
+    with pytest.raises(InputError, match=f"a component for {name}, got .*; leave that"):
         cli.compose_infer({"input": "sample", "method": "pigdm"}, [f"{name}={value}"])
 
 

@@ -164,6 +164,11 @@ def case(boundary="circular", side=48, sigma=SIGMA, seed=0):
     return (blurred + sigma * white(*blurred.shape).float())[0], canvas[0], kernel[0], operator
 
 
+def test_a_faint_tail_hardly_counts():
+    kernel = 0.6 * delta() + 0.4 / 81 * torch.ones(1, 1, 9, 9)
+    assert float(consistency.kernel_pixels(kernel)) < 4
+
+
 @pytest.mark.parametrize("boundary", ["circular", "unknown", "reflect"])
 def test_the_truth_raises_no_flag(boundary):
     y, image, kernel, operator = case(boundary)
@@ -198,9 +203,9 @@ def spoilt(flag):
     """Arguments of `diagnose` for a restoration with one thing wrong."""
     y, image, kernel, operator = case(side=64)
     options = {}
-    if flag == "no_blur":
-        kernel = delta()[0]
-        y = image + SIGMA * white(*image.shape).float()
+    if flag in ("no_blur", "sharp"):
+        kernel = delta()[0] if flag == "sharp" else 0.7 * delta()[0] + 0.3 / 81
+        y = operator(image[None], kernel=kernel[None])[0] + SIGMA * white(*image.shape).float()
     if flag == "residual_too_large":
         y = y + 2 * SIGMA * white(*y.shape, seed=1).float()
     if flag == "residual_not_white":
@@ -228,7 +233,9 @@ def spoilt(flag):
 @pytest.mark.parametrize("flag", FLAGS)
 def test_each_flag_is_raised_by_its_cause(flag):
     arguments, options = spoilt(flag)
-    assert flag in diagnose(*arguments, **options).flags
+    found = diagnose(*arguments, **options)
+    assert flag in found.flags
+    assert (found.trust is None) == (flag == "sharp")
 
 
 def test_flags_are_plain_sentences():
@@ -248,7 +255,8 @@ def test_a_wrong_kernel_is_trusted_less():
 
 def test_features_are_finite_and_those_without_a_value_are_left_out():
     flat = torch.full((3, 32, 32), 0.5)
-    found = diagnose(flat, flat, delta()[0], SIGMA, BlurOperator(), restarts=Restarts(delta()[0], torch.tensor([1.0])))
+    kernel = line()[0]
+    found = diagnose(flat, flat, kernel, SIGMA, BlurOperator(), restarts=Restarts(kernel, torch.tensor([1.0])))
     assert all(math.isfinite(value) for value in found.features.values())
     assert not {"sparsity_before", "sharpening", "restart_agreement"} & found.features.keys()
     assert 0 <= found.trust <= 1

@@ -7,14 +7,16 @@ import pytest
 import torch
 from skimage import data
 
-from codiffuse.estimation.spectrum import BLOCK, EDGES, band_energies, expected_spread
+from codiffuse.data.saturation import unsaturated
+from codiffuse.estimation.spectrum import BANDS, BLOCK, EDGES, band_energies, expected_spread
+from codiffuse.methods.photograph import Photograph
 from codiffuse.metrics.consistency import kernel_spread
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.simulate.gaussian import gaussian_kernel
 from codiffuse.simulate.motion import RandomPathKernels
 
 SIGMA = 2 / 255
-SHARP = 0.55  # px: the default of the pipeline for photographs
+SHARP = Photograph.sharp_spread
 PICTURES = ("astronaut", "coffee", "chelsea", "rocket")
 
 
@@ -80,6 +82,32 @@ def test_noise_alone_is_at_the_floor():
 def test_small_and_narrow_pictures(shape):
     image = torch.from_numpy(data.camera().copy())[None, 160 : 160 + shape[1], 90 : 90 + shape[2]].expand(shape) / 255
     assert 0 <= expected_spread(noisy(image), SIGMA) < 5
+
+
+@pytest.mark.parametrize("height", range(32, 40))
+@pytest.mark.parametrize("width", [32, 33, 39])
+def test_all_that_the_regression_sees_has_frequencies(height, width):
+    """A sector without any would be at the floor, and pass for the weakest."""
+    noise = 0.5 + torch.randn(1, height, width, generator=torch.Generator().manual_seed(0))
+    energies = band_energies(noise, 0.01)
+    assert min(energies[band.orientation][band.index] for band in BANDS) > math.log(1e-3)
+
+
+@pytest.mark.parametrize("lamps", [6, 20])
+def test_blurred_lamps_do_not_make_a_picture_sharp(lamps):
+    kernel = RandomPathKernels(17)(np.random.default_rng(0))
+    scene, places = 0.3 * picture("coffee"), np.random.default_rng(1).integers(20, 230, (lamps, 2))
+    for row, column in places:
+        scene[:, row : row + 2, column : column + 2] = 40
+    y = blurred(scene, kernel).clamp(0, 1)
+    assert expected_spread(y, SIGMA, unsaturated(y)) > 2 * SHARP
+    sharp = noisy(picture("coffee")).clamp(0, 1)
+    assert expected_spread(sharp, SIGMA, unsaturated(sharp)) < SHARP
+
+
+def test_a_gray_picture_stored_in_colour_is_gray():
+    y = noisy(picture("astronaut")[:1])
+    assert expected_spread(y.expand(3, -1, -1), SIGMA) == expected_spread(y, SIGMA)
 
 
 def test_a_picture_too_small_to_tell():

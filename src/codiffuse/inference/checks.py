@@ -7,7 +7,7 @@ import math
 import pydoc
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, get_args
 
 from codiffuse.errors import InputError
@@ -150,8 +150,11 @@ def check_components(node: Any, path: str = "") -> None:
             raise InputError(f"Expected no {inside}: {target} has only {', '.join(names)}; set one of these.")
         if key in parameters and (kind := _kind(parameters[key].annotation)):
             _check(inside, value, kind)
-        elif key in parameters and not isinstance(value, dict) and _is_component(target, key):
-            raise InputError(f"Expected a component for {inside}, got {_shown(value)}; leave that setting as it is.")
+        elif key in parameters and _needs_component(target, key, value):
+            raise InputError(
+                f"Expected a component for {inside}, got {_shown(value)}; leave that setting out, or choose an option "
+                "where there is a group of them, as guidance@method.guidance=dps does."
+            )
         check_components(value, inside)
 
 
@@ -188,14 +191,22 @@ def _kind(annotation: Any) -> Kind | None:
     return Kind(words, lambda value: any(kind.holds(value) for kind in kinds), kinds[0].example)
 
 
-def _is_component(target: str, name: str) -> bool:
-    """Whether an argument of a class or function is annotated with classes of this package, and not with `None`."""
+def _needs_component(target: str, name: str, value: Any) -> bool:
+    """Whether an argument of a class or function is annotated with classes of this package, and the value is none."""
+    if isinstance(value, dict):
+        return False
     try:
         annotation = inspect.signature(pydoc.locate(target), eval_str=True).parameters[name].annotation
     except NameError:  # a name that is imported for type checkers alone
         return False
     kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-    return all(isinstance(kind, type) and kind.__module__.partition(".")[0] == "codiffuse" for kind in kinds)
+    if value is None and NoneType in kinds:
+        return False
+    return all(kind is NoneType or _is_ours(kind) for kind in kinds)
+
+
+def _is_ours(kind: Any) -> bool:
+    return isinstance(kind, type) and kind.__module__.partition(".")[0] == "codiffuse"
 
 
 def _check(name: str, value: Any, kind: Kind) -> None:

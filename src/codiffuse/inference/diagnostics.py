@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from codiffuse.errors import InputError
-from codiffuse.estimation.spectrum import OFFSET, expected_spread
 from codiffuse.estimation.support import border_mass
 from codiffuse.methods.base import Restarts
 from codiffuse.methods.coarse import downsampled
@@ -24,7 +23,8 @@ from codiffuse.metrics import consistency
 from codiffuse.operators.blur import BlurOperator
 
 FLAGS: dict[str, str] = {
-    "no_blur": "Hardly any blur was found, so little but noise was removed; if it is blurred, set kernel_size=33.",
+    "sharp": "The picture looks sharp, so no blur was looked for; if it is blurred, set kernel_size=33.",
+    "no_blur": "Hardly any blur was found, so little but noise was removed.",
     "residual_too_large": "Picture and blur together do not explain the measurement; something else happened to it.",
     "restarts_disagree": "Runs from different starts found different blurs, so the one shown is uncertain.",
     "residual_not_white": "What is left unexplained has structure, so the blur found is probably not quite right.",
@@ -41,6 +41,7 @@ MIN_KERNEL_PIXELS = 4.0
 MAX_RESIDUAL_RATIO = 1.25
 MAX_RESIDUAL_CORRELATION = 0.2
 MAX_BORDER_MASS = 0.02
+SMALL_KERNEL, MAX_SMALL_BORDER_MASS = 9, 0.05  # px; of a small kernel the border is a larger part
 MIN_RESTART_SUPPORT = 0.75
 MIN_TEXTURE = 0.25
 MIN_WINDOW_AGREEMENT = 0.6
@@ -80,7 +81,6 @@ LOGARITHMIC = frozenset(
         "residual_correlation",
         "border_mass",
         "kernel_spread",
-        "kernel_excess",
         "kernel_pixels",
         "texture",
         "sharpening",
@@ -94,12 +94,13 @@ class Diagnosis:
     """What can be said of one restoration without its truth.
 
     Attributes:
-        trust: in [0, 1], estimated chance that the restoration is better than the measurement.
+        trust: in [0, 1], estimated chance that the restoration is better than the measurement; `None` where no blur was
+            looked for.
         flags: keys of `FLAGS` that apply, in the order of `FLAGS`.
         features: the numbers behind both; what cannot be computed is left out.
     """
 
-    trust: float
+    trust: float | None
     flags: tuple[str, ...]
     features: dict[str, float]
 
@@ -141,7 +142,8 @@ def diagnose(
         features["window_agreement"] = consistency.agreement(window_kernels[None])
     numbers = {name: float(value) for name, value in features.items()}
     numbers = {name: value for name, value in numbers.items() if math.isfinite(value)}
-    return Diagnosis(trust(numbers), _flags(numbers, sigma, sigma_used), numbers)
+    flags = _flags(numbers, kernel.shape[-1], sigma, sigma_used)
+    return Diagnosis(None if "sharp" in flags else trust(numbers), flags, numbers)
 
 
 def trust(
@@ -178,13 +180,11 @@ def _features(
             f"for a measurement of {tuple(y.shape[1:])}."
         )
     residual = seen - operator(image, kernel=kernel)
-    spread, expected = consistency.kernel_spread(kernel), expected_spread(y[0], sigma)
     return {
         "residual_ratio": consistency.residual_ratio(residual, level, seen_mask),
         "residual_correlation": consistency.residual_correlation(residual, mask=seen_mask),
         "border_mass": border_mass(kernel),
-        "kernel_spread": spread,
-        "kernel_excess": (spread + OFFSET) / (expected + OFFSET),
+        "kernel_spread": consistency.kernel_spread(kernel),
         "kernel_pixels": consistency.kernel_pixels(kernel),
         "texture": torch.tensor(texture(y[0], sigma, None if mask is None else mask[0])),
         "sharpening": consistency.sharpening(frame, y, level, mask),
@@ -203,19 +203,21 @@ def _restart_features(kernel: Tensor, restarts: Restarts) -> dict[str, Tensor]:
     }
 
 
-def _flags(features: Mapping[str, float], sigma: float, sigma_used: float | None) -> tuple[str, ...]:
+def _flags(features: Mapping[str, float], side: int, sigma: float, sigma_used: float | None) -> tuple[str, ...]:
     def above(name: str, limit: float) -> bool:
         return features.get(name, -math.inf) > limit
 
     def below(name: str, limit: float) -> bool:
         return features.get(name, math.inf) < limit
 
+    is_delta = features.get("kernel_pixels") == 1  # exactly, which no search ends with
     raised = {
-        "no_blur": below("kernel_pixels", MIN_KERNEL_PIXELS),
+        "sharp": is_delta,
+        "no_blur": below("kernel_pixels", MIN_KERNEL_PIXELS) and not is_delta,
         "residual_too_large": above("residual_ratio", MAX_RESIDUAL_RATIO),
         "restarts_disagree": below("restart_support", MIN_RESTART_SUPPORT),
         "residual_not_white": above("residual_correlation", MAX_RESIDUAL_CORRELATION),
-        "kernel_at_border": above("border_mass", MAX_BORDER_MASS),
+        "kernel_at_border": above("border_mass", MAX_BORDER_MASS if side > SMALL_KERNEL else MAX_SMALL_BORDER_MASS),
         "texture_poor": below("texture", MIN_TEXTURE),
         "blur_not_uniform": below("window_agreement", MIN_WINDOW_AGREEMENT),
         "saturated": above("clipped_share", MAX_CLIPPED),

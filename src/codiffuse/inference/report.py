@@ -73,19 +73,14 @@ def _tiles(summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
 
 def _trust_tile(rows: Sequence[dict[str, Any]]) -> list[str]:
     """How many of the images that were judged can be trusted; nothing when none was."""
-    judged = [(row["trust"], row.get("flags") or ()) for row in rows if row.get("trust") is not None]
-    levels = Counter(verdict(*each).level for each in judged)
-    if len(judged) < 2:
+    trusts = [row["trust"] for row in rows if row.get("trust") is not None]
+    levels = Counter(verdict(trust).level for trust in trusts)
+    if len(trusts) < 2:
         return [
-            _tile(
-                "Trust",
-                verdict(trust, flags).level,
-                "hardly any blur found" if "no_blur" in flags else f"{percent(trust)} chance of a better picture",
-            )
-            for trust, flags in judged
+            _tile("Trust", verdict(trust).level, f"{percent(trust)} chance of a better picture") for trust in trusts
         ]
     others = (f"{levels[level]} {level}" for level in ("doubtful", "low") if levels[level])
-    return [_tile("High trust", f"{levels['high']} of {len(judged)}", *others)]
+    return [_tile("High trust", f"{levels['high']} of {len(trusts)}", *others)]
 
 
 def _tile(name: str, value: str, *notes: str) -> str:

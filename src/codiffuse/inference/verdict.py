@@ -35,9 +35,6 @@ def verdict(trust: float | None, flags: Sequence[str] = ()) -> Verdict:
     reasons = tuple(FLAGS.get(flag, flag.replace("_", " ")) for flag in flags)
     if trust is None:
         return Verdict("", "", reasons)
-    if "no_blur" in flags:
-        advice = "There was hardly any blur to undo; if the original looks better to you, keep it."
-        return Verdict("doubtful", advice, reasons)
     chance = f"estimated chance {percent(trust)}"
     if trust >= HIGH:
         return Verdict("high", f"The restoration is very likely better than the measurement ({chance}).", reasons)

@@ -28,8 +28,10 @@ from codiffuse.randomness import NoiseSource
 logger = logging.getLogger(__name__)
 
 WINDOW_OVER_KERNEL = 4  # a window tells little about a kernel that is nearly as large as itself
-SHARP_KERNEL_SIZE = 9  # px, of the delta that stands for no blur
-SHARP_START = 0.05  # share of the reverse process that removes noise alone
+SHARP_KERNEL_SIZE = 9  # px, of the delta that stands for no blur: people look at it
+SHARP_START = 0.1  # share of the reverse process that removes noise alone: it begins at 42 gray levels
+SHARP_STEPS = 12
+MAX_SHARP_SIGMA = 15 / 255  # above it the spectrum does not tell
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Photograph:
         """
         if len(measurement.y) != 1:
             raise InputError(f"Expected one photograph at a time, got {len(measurement.y)}; set batch_size=1.")
-        spread = self._expected_spread(measurement, init)
+        spread = self._spread(measurement, init)
         if spread < self.sharp_spread:
             return self._without_noise(measurement, noise, callback)
         mosaic, found, done = self._find_kernel(measurement, noise, init, callback, spread < self.small_spread)
@@ -130,16 +132,17 @@ class Photograph:
             noise_level=level,
         )
 
-    def _expected_spread(self, measurement: Measurement, init: dict[str, Tensor] | None) -> float:
-        """What the spectrum suggests; infinite where somebody knows how large the kernel is."""
-        if self.kernel_size is not None or init:
+    def _spread(self, measurement: Measurement, init: dict[str, Tensor] | None) -> float:
+        """What the spectrum suggests; infinite where it does not tell, or somebody knows how large the kernel is."""
+        sigma, mask = float(measurement.sigma), measurement.mask
+        if self.kernel_size is not None or init or sigma > MAX_SHARP_SIGMA:
             return math.inf
-        return expected_spread(measurement.y[0], float(measurement.sigma))
+        return expected_spread(measurement.y[0], sigma, None if mask is None else mask[0])
 
     def _without_noise(self, measurement: Measurement, noise: NoiseSource, callback: Callback | None) -> Restoration:
         """The picture as the prior sees it through its noise, no blur assumed: the end of the reverse process."""
         process = self.finish.non_blind.process
-        process = replace(process, start=min(process.start, SHARP_START), spacing=1.0)
+        process = replace(process, num_steps=SHARP_STEPS, start=SHARP_START)
         finish = replace(self.finish, non_blind=replace(self.finish.non_blind, process=process))
         frame, size = tuple(measurement.y.shape[-2:]), (SHARP_KERNEL_SIZE, SHARP_KERNEL_SIZE)
         logger.info(
@@ -148,8 +151,7 @@ class Photograph:
             finish.describe(frame, size),
         )
         known = {"kernel": delta_kernel(measurement.y, size)}
-        seen = part_of_run(callback, 0, finish.plan(frame, size).num_solves * finish.num_steps)
-        return finish(replace(measurement, known=known), noise=noise, callback=seen)
+        return finish(replace(measurement, known=known), noise=noise, callback=callback)
 
     def _find_kernel(
         self,
@@ -161,7 +163,7 @@ class Photograph:
     ) -> tuple[Mosaic, Restoration, int]:
         """The kernel from the windows, in a support that grows until the kernel fits it; and the steps that took."""
         largest = (min(measurement.y.shape[-2:]) // 2 - 1) | 1
-        first = min(self.first_kernel_size, largest)
+        first = min(self.first_kernel_size, self.max_kernel_size, largest)
         size, done = self.kernel_size or (min(self.small_kernel_size, first) if is_small else first), 0
         while True:
             blind, mosaic = self.blind.with_kernel_size(size), self._mosaic(measurement, size)

@@ -50,6 +50,11 @@ class ReverseProcess:
             raise InputError(f"Expected a whole number of steps or 'ddimN' for num_steps, got {self.num_steps!r}.")
         if not 0 < self.start <= 1 or not 0 <= self.eta <= 1:
             raise InputError(f"Expected start in (0, 1] and eta in [0, 1], got {self.start} and {self.eta}.")
+        if not self.spacing >= 1 or (self.spacing != 1 and isinstance(self.num_steps, str)):
+            raise InputError(
+                f"Expected spacing >= 1, and 1 for num_steps in words, got {self.spacing} for {self.num_steps!r}; "
+                "set spacing=1."
+            )
         if self.variance not in ("small", "large", "learned"):
             raise InputError(f"Expected variance small, large or learned, got {self.variance!r}.")
         if 0 < self.eta < 1 and self.variance != "small":
