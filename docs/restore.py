@@ -67,8 +67,8 @@ print(restored)
 # %% [markdown]
 # `image` and `kernel` are NumPy arrays, `row` holds everything that was measured, and `notes` what was done to the
 # picture on reading. `residual` is what picture and kernel together leave unexplained, in units of the noise: near 1
-# the model fits. `trust` is the estimated chance that the result is better than what we had, and `flags` are what
-# speaks against it.
+# the model fits. `trust` is the estimated chance that the result is better than what we had (`None` for a picture that
+# looks sharp, where no blur is looked for), and `flags` are what speaks against it.
 
 # %%
 print(f"{restored.status}; noise {255 * restored.sigma:.1f} of 255; residual {restored.residual:.2f} sigma")

@@ -87,10 +87,10 @@ def test_an_array_is_what_a_file_named_image_is(instant, tmp_path):
 
 
 def test_the_defaults_are_those_of_the_command_line(program, pictures):
-    ended = program(cli.infer, "input=pictures/a.png", "kernel_size=9", *SHORT_RUN)
+    ended = program(cli.infer, "input=pictures/a.png", "kernel_size=17", *SHORT_RUN)
     seen = []
     restored = codiffuse.restore(
-        "pictures/a.png", kernel_size=9, num_samples=None, overrides=SHORT_RUN, callback=seen.append
+        "pictures/a.png", kernel_size=17, num_samples=None, overrides=SHORT_RUN, callback=seen.append
     )
     assert_same_rows([restored.row], ended.rows(), 1e-4)
     assert np.abs(np.asarray(Image.open(ended.folder / "images/a/restored.png")) - 255 * restored.image).max() < 0.51
@@ -310,6 +310,13 @@ def test_the_package_offers_it_lazily():
 
 
 # The documentation
+
+
+def test_of_a_sharp_picture_the_trust_is_unknown(program):
+    pixels = np.random.default_rng(0).random((48, 48, 3), dtype=np.float32)
+    restored = codiffuse.restore(pixels, sigma=0.01, num_samples=2)
+    assert (restored.trust, restored.flags[0], restored.status) == (None, "sharp", "ok")
+    assert restored.kernel.max() == 1
 
 
 def test_the_walk_through_runs(tmp_path, instant, monkeypatch):

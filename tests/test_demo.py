@@ -273,7 +273,7 @@ class Stages:
             x0 = torch.zeros(1, samples, 3, *((12, 12) if of_part else (40, 48)))
             for _ in range(steps):
                 number, self.now = number + 1, self.now + seconds
-                callback(StepInfo(number, total, 0.5, x0, params, part if of_part else None, tile))
+                callback(StepInfo(number, total, 0.5, x0, params, part if of_part else None, tile=tile))
         return Restored(torch.zeros(3, 40, 48))
 
 

@@ -204,7 +204,8 @@ def spoilt(flag):
     y, image, kernel, operator = case(side=64)
     options = {}
     if flag in ("no_blur", "sharp"):
-        kernel = delta()[0] if flag == "sharp" else 0.7 * delta()[0] + 0.3 / 81
+        kernel = 0.7 * delta()[0] + 0.3 / 81
+        options["is_sharp"] = flag == "sharp"
         y = operator(image[None], kernel=kernel[None])[0] + SIGMA * white(*image.shape).float()
     if flag == "residual_too_large":
         y = y + 2 * SIGMA * white(*y.shape, seed=1).float()

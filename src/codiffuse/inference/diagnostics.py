@@ -117,6 +117,7 @@ def diagnose(
     mask: Tensor | None = None,
     window_kernels: Tensor | None = None,
     sigma_used: float | None = None,
+    is_sharp: bool = False,
 ) -> Diagnosis:
     """Judge the restoration of one image.
 
@@ -131,6 +132,7 @@ def diagnose(
         mask: `(1, H, W)`, 1 for the pixels of y that follow the model; `None` trusts all.
         window_kernels: `(W, h, w)`, estimated from different parts of the picture.
         sigma_used: noise level that the last step of the restoration assumed instead.
+        is_sharp: whether no blur was looked for.
 
     Raises:
         InputError: the image fits neither the canvas nor the frame.
@@ -142,8 +144,8 @@ def diagnose(
         features["window_agreement"] = consistency.agreement(window_kernels[None])
     numbers = {name: float(value) for name, value in features.items()}
     numbers = {name: value for name, value in numbers.items() if math.isfinite(value)}
-    flags = _flags(numbers, kernel.shape[-1], sigma, sigma_used)
-    return Diagnosis(None if "sharp" in flags else trust(numbers), flags, numbers)
+    flags = _flags(numbers, kernel.shape[-1], sigma, sigma_used, is_sharp)
+    return Diagnosis(None if is_sharp else trust(numbers), flags, numbers)
 
 
 def trust(
@@ -203,17 +205,18 @@ def _restart_features(kernel: Tensor, restarts: Restarts) -> dict[str, Tensor]:
     }
 
 
-def _flags(features: Mapping[str, float], side: int, sigma: float, sigma_used: float | None) -> tuple[str, ...]:
+def _flags(
+    features: Mapping[str, float], side: int, sigma: float, sigma_used: float | None, is_sharp: bool
+) -> tuple[str, ...]:
     def above(name: str, limit: float) -> bool:
         return features.get(name, -math.inf) > limit
 
     def below(name: str, limit: float) -> bool:
         return features.get(name, math.inf) < limit
 
-    is_delta = features.get("kernel_pixels") == 1  # exactly, which no search ends with
     raised = {
-        "sharp": is_delta,
-        "no_blur": below("kernel_pixels", MIN_KERNEL_PIXELS) and not is_delta,
+        "sharp": is_sharp,
+        "no_blur": below("kernel_pixels", MIN_KERNEL_PIXELS) and not is_sharp,
         "residual_too_large": above("residual_ratio", MAX_RESIDUAL_RATIO),
         "restarts_disagree": below("restart_support", MIN_RESTART_SUPPORT),
         "residual_not_white": above("residual_correlation", MAX_RESIDUAL_CORRELATION),

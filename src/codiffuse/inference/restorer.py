@@ -188,6 +188,7 @@ class Restorer:
             mask=sample.mask,
             window_kernels=windows,
             sigma_used=used,
+            is_sharp=result.is_sharp,
         )
         features = {f"feature_{name}": value for name, value in diagnosis.features.items()}
         row |= {"sigma_used": used, "trust": diagnosis.trust, "flags": list(diagnosis.flags)}

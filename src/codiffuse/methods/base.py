@@ -147,6 +147,7 @@ class Restoration:
         restarts: ends of all runs, of a method that makes several.
         windows: where the kernel comes from, of a method that looks at parts of the picture.
         noise_level: `(B,)` the level that the last step assumed, where it is not that of the measurement.
+        is_sharp: whether the measurement was taken for sharp, so that no kernel was looked for.
     """
 
     image: Tensor
@@ -158,6 +159,7 @@ class Restoration:
     restarts: Restarts | None = None
     windows: Windows | None = None
     noise_level: Tensor | None = None
+    is_sharp: bool = False
 
     def canvas(self) -> Tensor:
         """`(B, C, H, W)` mean of the samples in [0, 1], on the operator's canvas."""

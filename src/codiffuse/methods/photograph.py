@@ -151,7 +151,7 @@ class Photograph:
             finish.describe(frame, size),
         )
         known = {"kernel": delta_kernel(measurement.y, size)}
-        return finish(replace(measurement, known=known), noise=noise, callback=callback)
+        return replace(finish(replace(measurement, known=known), noise=noise, callback=callback), is_sharp=True)
 
     def _find_kernel(
         self,
