@@ -93,6 +93,18 @@ def test_uncertainty_is_called_what_it_is(tmp_path):
     assert "samples disagree" not in html
 
 
+@pytest.mark.parametrize(
+    ("judged", "caption"),
+    [({"flags": ["sharp"], "trust": None}, "No blur was assumed"), ({"flags": [], "trust": 0.9}, "Estimated kernel")],
+)
+def test_the_kernel_of_a_sharp_picture_is_no_estimate(outcome, tmp_path, judged, caption):
+    RunFolder(tmp_path).write(outcome)
+    html = card(tmp_path, outcome.row | judged, "image-1")
+    kernel = re.search(r"<figcaption>((?:No blur|Estimated).*?)</figcaption>", html)[1]
+    assert kernel == caption
+    assert ("Trust:" in html) == (judged["trust"] is not None)
+
+
 def test_diagnostics_are_folded_and_have_plain_labels(tmp_path):
     html = card(tmp_path, ROW | FEATURES, "image-1")
     (folded,) = re.findall(r"<details>.*?</details>", html)

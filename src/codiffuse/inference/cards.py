@@ -70,7 +70,8 @@ def card(root: Path, row: dict[str, Any], anchor: str) -> str:
     failed = row["status"] != "ok"
     reason = f'<p class="reason">{escape(row["status"])}</p>' if failed else ""
     numbers = {name: value for name, value in (row | {"gain": gain(row)}).items() if isinstance(value, int | float)}
-    kernels = pictures.figure("kernel", "Estimated kernel") + pictures.figure("true_kernel", "True kernel")
+    estimated = "No blur was assumed" if "sharp" in (row.get("flags") or ()) else "Estimated kernel"
+    kernels = pictures.figure("kernel", estimated) + pictures.figure("true_kernel", "True kernel")
     beside = [_div("kernels", kernels), pictures.restarts(row.get("restart_matches") or ()), pictures.animation()]
     checks = [pictures.figure(name, caption) for name, caption in CHECKS.items()]
     facts = [
