@@ -25,9 +25,11 @@ from torch import Tensor
 from codiffuse.data.measurements import estimate_sigma
 from codiffuse.data.sources import evaluation_set
 from codiffuse.estimation.spectrum import EDGES, OFFSET, band_energies, expected_spread
+from codiffuse.inference.pictures import to_image, to_tensor
 from codiffuse.metrics.consistency import kernel_spread
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.simulate.motion import RandomPathKernels
+from codiffuse.simulate.support import pad_kernel
 
 SIZES = (1, 1, 1, 3, 3, 5, 5, 7, 9, 11, 13, 17, 21, 25, 33)  # of the kernels, px; 1 is no blur
 LARGEST = max(SIZES)
@@ -79,7 +81,7 @@ def simulated(picture: Tensor, rng: np.random.Generator) -> Case:
         picture = F.interpolate(picture[None], scale_factor=scale, mode="bicubic", antialias=True)[0].clamp(0, 1)
     size, sigma = int(rng.choice(SIZES)), float(np.exp(rng.uniform(*np.log(SIGMAS))))
     kernel = RandomPathKernels(size=size)(rng) if size > 1 else torch.ones(1, 1, 1)
-    kernel = F.pad(kernel, ((LARGEST - size) // 2,) * 4)[None]
+    kernel = pad_kernel(kernel, LARGEST)[None]
     sides = [min(int(rng.integers(*SIDES)) + LARGEST - 1, side) for side in picture.shape[-2:]]
     top, left = (int(rng.integers(0, whole - side + 1)) for whole, side in zip(picture.shape[-2:], sides, strict=True))
     part = picture[None, :, top : top + sides[0], left : left + sides[1]]
@@ -95,9 +97,8 @@ def simulated(picture: Tensor, rng: np.random.Generator) -> Case:
 def stored(y: Tensor, quality: int) -> Tensor:
     """The picture as a JPEG file gives it back."""
     file = io.BytesIO()
-    levels = (255 * y.clamp(0, 1)).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(levels).save(file, "JPEG", quality=quality)
-    return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) / 255
+    to_image(y).save(file, "JPEG", quality=quality)
+    return to_tensor(Image.open(file))
 
 
 def report(sizes: np.ndarray, spreads: np.ndarray, expected: np.ndarray) -> None:

@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from skimage.measure import blur_effect
-from torch import Tensor
 
+from codiffuse.data.images import read_picture
 from codiffuse.data.saturation import unsaturated
 from codiffuse.metrics.consistency import residual_correlation, residual_ratio
 from codiffuse.operators.blur import BlurOperator
@@ -40,7 +39,7 @@ def main() -> int:
 
 def table_row(row: dict[str, Any], folder: Path) -> str:
     """One line of the table."""
-    y, x = (read(folder / f"{name}.png") for name in ("measurement", "restored"))
+    y, x = (read_picture(folder / f"{name}.png").pixels[None] for name in ("measurement", "restored"))
     kernel = torch.from_numpy(np.load(folder / "kernel.npy")).float()
     kernel = kernel.reshape(1, 1, *kernel.shape[-2:])
     operator, level = BlurOperator("valid"), torch.tensor([row["sigma"]])
@@ -61,12 +60,6 @@ def table_row(row: dict[str, Any], folder: Path) -> str:
         ", ".join(row.get("flags") or ()),
     ]
     return f"| {' | '.join(columns)} |"
-
-
-def read(path: Path) -> Tensor:
-    """`(1, C, H, W)` in [0, 1]."""
-    pixels = np.atleast_3d(np.asarray(Image.open(path)))
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
 
 
 if __name__ == "__main__":

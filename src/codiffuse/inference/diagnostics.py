@@ -18,6 +18,7 @@ from codiffuse.errors import InputError
 from codiffuse.estimation.support import border_mass
 from codiffuse.methods.base import Restarts
 from codiffuse.methods.coarse import downsampled
+from codiffuse.methods.photograph import Photograph
 from codiffuse.methods.windows import texture
 from codiffuse.metrics import consistency
 from codiffuse.operators.blur import BlurOperator
@@ -40,8 +41,6 @@ FLAGS: dict[str, str] = {
 MIN_KERNEL_PIXELS = 4.0
 MAX_RESIDUAL_RATIO = 1.25
 MAX_RESIDUAL_CORRELATION = 0.2
-MAX_BORDER_MASS = 0.02
-SMALL_KERNEL, MAX_SMALL_BORDER_MASS = 9, 0.05  # px; of a small kernel the border is a larger part
 MIN_RESTART_SUPPORT = 0.75
 MIN_TEXTURE = 0.25
 MIN_WINDOW_AGREEMENT = 0.6
@@ -214,13 +213,15 @@ def _flags(
     def below(name: str, limit: float) -> bool:
         return features.get(name, math.inf) < limit
 
+    is_small = side <= Photograph.small_kernel_size
+    max_border_mass = Photograph.small_border_limit if is_small else Photograph.border_limit  # above it kernels grow
     raised = {
         "sharp": is_sharp,
         "no_blur": below("kernel_pixels", MIN_KERNEL_PIXELS) and not is_sharp,
         "residual_too_large": above("residual_ratio", MAX_RESIDUAL_RATIO),
         "restarts_disagree": below("restart_support", MIN_RESTART_SUPPORT),
         "residual_not_white": above("residual_correlation", MAX_RESIDUAL_CORRELATION),
-        "kernel_at_border": above("border_mass", MAX_BORDER_MASS if side > SMALL_KERNEL else MAX_SMALL_BORDER_MASS),
+        "kernel_at_border": above("border_mass", max_border_mass),
         "texture_poor": below("texture", MIN_TEXTURE),
         "blur_not_uniform": below("window_agreement", MIN_WINDOW_AGREEMENT),
         "saturated": above("clipped_share", MAX_CLIPPED),
