@@ -22,20 +22,20 @@ import time
 from dataclasses import replace
 from itertools import pairwise, product
 
+import hydra
 import numpy as np
 import torch
 from torch import Tensor
 
+from codiffuse import cli
 from codiffuse.data.sources import sources
 from codiffuse.fourier import crop_to_frame, pad
 from codiffuse.methods.base import Measurement
 from codiffuse.methods.non_blind import NonBlind
-from codiffuse.methods.steps import ReverseProcess
 from codiffuse.methods.tiles import Axis, Tiled
 from codiffuse.methods.windows import Window
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.operators.noise import GaussianNoise
-from codiffuse.priors import zoo
 from codiffuse.randomness import FieldNoise, GeneratorNoise
 from codiffuse.simulate.motion import RandomPathKernels
 
@@ -55,7 +55,6 @@ def main() -> int:
     parser.add_argument("--overlap", type=int, nargs="+", default=[Tiled.overlap])
     parser.add_argument("--max-memory", type=float, default=None, help="GiB")
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--start", type=float, default=0.6)
     parser.add_argument("--kernel", type=int, default=33, help="side of the kernel, px")
     parser.add_argument("--places", type=int, default=4, help="where tiles meet that are looked at")
     parser.add_argument("--seed", type=int, default=0)
@@ -65,13 +64,20 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     truth, measurement = blurred(arguments)
-    prior = zoo.load("natural_image", "prior", arguments.device, precision=arguments.precision)
-    non_blind = NonBlind(prior, process=ReverseProcess(num_steps=arguments.steps, start=arguments.start))
-    memory = None if arguments.max_memory is None else int(arguments.max_memory * 2**30)
-    methods = [Tiled(non_blind, arguments.tile, overlap, memory) for overlap in arguments.overlap]
-    worst = max(row(method, measurement, truth, arguments) for method in methods)
+    finish = finishing(arguments)
+    worst = max(row(replace(finish, overlap=each), measurement, truth, arguments) for each in arguments.overlap)
     print(f"worst loss {worst:+.3f} dB (bound {MAX_LOSS})")
     return int(worst > MAX_LOSS)
+
+
+def finishing(arguments: argparse.Namespace) -> Tiled:
+    """How `pipeline=photograph` restores a picture with the kernel that it has found, one sample."""
+    settings = ("input", "tile", "max_memory", "device", "precision")
+    values = {name: getattr(arguments, name) for name in settings} | {"num_samples": 1, "num_particles": 1}
+    plain, _ = cli.compose_infer(values, ["pipeline=photograph"])
+    finish: Tiled = hydra.utils.instantiate(plain["pipeline"]["finish"])
+    process = replace(finish.non_blind.process, num_steps=arguments.steps)
+    return replace(finish, non_blind=replace(finish.non_blind, process=process))
 
 
 def blurred(arguments: argparse.Namespace) -> tuple[Tensor, Measurement]:

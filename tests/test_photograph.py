@@ -115,6 +115,20 @@ def test_what_the_kernel_leaves_unexplained_raises_the_noise_within_limits():
     assert factors == pytest.approx([1.0, 1.5])
 
 
+@pytest.mark.parametrize(("size", "sigma", "told"), [(15, 0.002, 5 / 255), (15, 0.05, 0.05), (9, 0.002, 0.002)])
+def test_the_search_alone_assumes_a_least_noise_level(size, sigma, told):
+    blind, measurement = Truncating(), blurred(sigma=sigma)
+    found = run(photograph(blind, first_kernel_size=size, kernel_size=size, max_noise_correction=1.0), measurement)
+    assert float(blind.seen[0][1].sigma) == pytest.approx(told)
+    assert float(found.noise_level) == pytest.approx(sigma)
+    assert torch.equal(blind.seen[0][1].y, measurement.y)
+
+
+def test_a_least_noise_level_below_zero_is_refused():
+    with pytest.raises(InputError, match=r"least_sigma >= 0 in \[0, 1\] units, got -0.1"):
+        photograph(Truncating(), least_sigma=-0.1)
+
+
 def test_it_is_the_non_blind_restoration_with_the_kernel_that_was_found():
     measurement, method = blurred(40), photograph(Truncating(), max_noise_correction=1.0)
     found = run(method, measurement)

@@ -56,6 +56,10 @@ class Photograph:
         border_limit: share of the kernel at the border of its support above which the support is too small.
         small_border_limit: likewise for `small_kernel_size`, of which the border is a larger part; what does not fit is
             given `first_kernel_size`.
+        least_sigma: noise level, in [0, 1] units, that the choice of windows and the search for a kernel of
+            `first_kernel_size` or more assume at least. What the model of a real photograph leaves out (the camera's
+            curve, compression, blur that varies) is more than its noise: told that alone, the search explains it by a
+            kernel of a few bright pixels.
         max_noise_correction: the noise level of the last step is raised by the square of the ratio of the residual that
             the blind method leaves to the level, but not more than this many times; 1 leaves it as it is.
     """
@@ -73,6 +77,7 @@ class Photograph:
     small_kernel_size: int = 9
     border_limit: float = 0.02
     small_border_limit: float = 0.05
+    least_sigma: float = 5 / 255
     max_noise_correction: float = 8.0
     needs: ClassVar[tuple[str, ...]] = ()
 
@@ -86,6 +91,8 @@ class Photograph:
         )
         if self.max_noise_correction < 1:
             raise InputError(f"Expected max_noise_correction >= 1, got {self.max_noise_correction}.")
+        if self.least_sigma < 0:
+            raise InputError(f"Expected least_sigma >= 0 in [0, 1] units, got {self.least_sigma}.")
 
     @property
     def num_steps(self) -> int:
@@ -174,7 +181,7 @@ class Photograph:
             if mosaic.measurement is not measurement:
                 seen = of_part(seen, mosaic.measurement)
             start = init and {"kernel": upsampled(init["kernel"], 1, size)}
-            found = blind(mosaic.measurement, noise=noise, init=start, callback=seen)
+            found = blind(self._searched(mosaic, size), noise=noise, init=start, callback=seen)
             done += blind.num_steps
             share = float(border_mass(found.params["kernel"]))
             larger = min(grown(size), self.max_kernel_size, largest) if size >= first else first
@@ -183,6 +190,13 @@ class Photograph:
                 return mosaic, found, done
             logger.info("%.0f %% of the kernel is at its border: %d px instead of %d.", 100 * share, larger, size)
             size = larger
+
+    def _searched(self, mosaic: Mosaic, kernel_size: int) -> Measurement:
+        """What the blind method is shown, with the noise level that it is told."""
+        if kernel_size <= self.small_kernel_size:
+            return mosaic.measurement
+        level = mosaic.measurement.sigma.clamp_min(self.least_sigma)
+        return replace(mosaic.measurement, noise=GaussianNoise(level))
 
     def _finishing_steps(self, measurement: Measurement, kernel_size: int) -> int:
         plan = self.finish.plan(tuple(measurement.y.shape[-2:]), (kernel_size, kernel_size))
@@ -206,7 +220,8 @@ class Photograph:
         if height * width <= self.num_windows * side**2:
             return Mosaic.of(measurement, [Window(0, 0, height, width)], kernel_size)
         mask = None if measurement.mask is None else measurement.mask[0]
-        windows = choose_windows(measurement.y[0], side, self.num_windows, float(measurement.sigma), mask)
+        told = max(float(measurement.sigma), self.least_sigma)  # texture below it tells the search nothing
+        windows = choose_windows(measurement.y[0], side, self.num_windows, told, mask)
         return Mosaic.of(measurement, windows, kernel_size)
 
     def _noise_level(self, seen: Measurement, found: Restoration) -> Tensor:
@@ -225,7 +240,8 @@ class Photograph:
         equations = mosaic.measurement.operator.normal_equations(
             y, image.unsqueeze(1), kernel_size=tuple(kernel.shape[-2:]), mask=mask
         )
-        return self.m_step(equations, mosaic.measurement.sigma.expand(count), kernel.expand(count, -1, -1, -1))[:, 0]
+        sigma = self._searched(mosaic, kernel.shape[-1]).sigma.expand(count)
+        return self.m_step(equations, sigma, kernel.expand(count, -1, -1, -1))[:, 0]
 
 
 def _unrestored(measurement: Measurement, found: Restoration) -> Restoration:

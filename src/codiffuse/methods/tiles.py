@@ -96,7 +96,7 @@ class Tiled:
 
     non_blind: NonBlind
     tile: int = 384
-    overlap: int = 32
+    overlap: int = 64
     max_memory: int | None = None
     needs: ClassVar[tuple[str, ...]] = ("kernel",)
 

@@ -61,7 +61,7 @@ def choose_windows(y: Tensor, size: int, count: int, sigma: float, mask: Tensor 
     products = _gradient_products(y, mask)
     # The gradients lie between the pixels: there is one less along an axis.
     xx, xy, yy, kept = (_box_means(map_, tops, lefts, (height - 1, width - 1)) for map_ in products)
-    worth = (_smaller_eigenvalue(xx, xy, yy) - kept * sigma**2).clamp_min(0) * ((kept - 1) / MASKED_DECAY).exp()
+    worth = (_smaller_eigenvalue(xx, xy, yy) - kept * sigma**2) * ((kept - 1) / MASKED_DECAY).exp()
     return [Window(top, left, height, width) for top, left in _spread(worth, tops, lefts, (height, width), count)]
 
 
