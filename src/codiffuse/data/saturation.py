@@ -20,8 +20,8 @@ def unsaturated(pixels: Tensor, threshold: float = THRESHOLD) -> Tensor | None:
     """Mask of the pixels that are not clipped at full scale; `None` when none is.
 
     A clipped pixel hides how bright it was, by any amount. Deep inside a highlight that does no harm: what is blurred
-    into such a pixel is clipped as well, and restored as full scale; so paper and overcast skies stay white. Pixels that
-    are clipped at black stay: no light is negative, so all that is cut off there is noise, which moves their mean by 0.4
+    into such a pixel is clipped as well, and restored as full scale; so paper and overcast skies stay white. Pixels
+    clipped at black stay: no light is negative, so all that is cut off there is noise, which moves their mean by 0.4
     sigma at most.
 
     Args:
