@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from codiffuse.errors import InputError
@@ -25,6 +26,10 @@ class Space(Protocol):
         """Diffusion coordinates to physical values."""
         ...
 
+    def unit(self, coordinates: Tensor) -> Tensor:
+        """`(B,)` physical values per unit of the coordinates, about these ones."""
+        ...
+
 
 @dataclass(frozen=True)
 class ImageSpace:
@@ -35,6 +40,9 @@ class ImageSpace:
 
     def decode(self, coordinates: Tensor) -> Tensor:
         return (coordinates + 1) / 2
+
+    def unit(self, coordinates: Tensor) -> Tensor:
+        return coordinates.new_full(coordinates.shape[:1], 0.5)
 
     def decode_gradient(self, cotangent: Tensor) -> Tensor:
         """A gradient with respect to physical values, taken back through `decode`."""
@@ -48,20 +56,36 @@ class KernelSpace:
     Attributes:
         scaling: `max` divides by the largest value, so that every kernel fills the range; `sum` keeps the sum-one
             scale, 2 k - 1, as the published kernel networks do. Both decode alike: the absolute scale is free.
+        projection: onto the simplex: `divide` clips at zero and divides by the sum, as published; `euclidean` divides by
+            the sum and goes to the nearest point, which also takes away a floor of small positive values.
+        rotated: coordinates show kernels turned by 180 degrees: those that a cross-correlation blurs with.
     """
 
     scaling: Literal["max", "sum"] = "max"
+    projection: Literal["divide", "euclidean"] = "divide"
+    rotated: bool = False
 
     def __post_init__(self) -> None:
         if self.scaling not in ("max", "sum"):
             raise InputError(f"Expected scaling max or sum, got {self.scaling!r}.")
+        if self.projection not in ("divide", "euclidean"):
+            raise InputError(f"Expected projection divide or euclidean, got {self.projection!r}.")
 
     def encode(self, physical: Tensor) -> Tensor:
         scaled = physical / physical.amax((-2, -1), keepdim=True) if self.scaling == "max" else physical
-        return 2 * scaled - 1
+        return self._turned(2 * scaled - 1)
 
     def decode(self, coordinates: Tensor) -> Tensor:
-        return shift_and_divide((coordinates + 1) / 2)
+        kernel = self._turned((coordinates + 1) / 2)
+        if self.projection == "divide":
+            return shift_and_divide(kernel)
+        return simplex_projection(kernel / kernel.sum((-2, -1), keepdim=True).clamp(min=1e-2))
+
+    def unit(self, coordinates: Tensor) -> Tensor:
+        return 0.5 / ((coordinates + 1) / 2).clamp(min=0).flatten(1).sum(1).clamp(min=1e-2)
+
+    def _turned(self, kernel: Tensor) -> Tensor:
+        return kernel.flip((-2, -1)) if self.rotated else kernel
 
 
 @dataclass(frozen=True)
@@ -76,8 +100,25 @@ class TiltSpace:
     def decode(self, coordinates: Tensor) -> Tensor:
         return coordinates * self.max_tilt_px
 
+    def unit(self, coordinates: Tensor) -> Tensor:
+        return coordinates.new_full(coordinates.shape[:1], self.max_tilt_px)
+
 
 def shift_and_divide(kernel: Tensor) -> Tensor:
     """Clip at zero and divide each kernel of a batch by its own sum (the published projection onto the simplex)."""
     positive = kernel.clamp(min=0)
     return positive / positive.sum((-2, -1), keepdim=True).clamp(min=1e-12)
+
+
+def simplex_projection(kernel: Tensor) -> Tensor:
+    """The nearest point of the simplex to each kernel of a batch: max(k - tau, 0), with tau so that the sum is one.
+
+    By sorting (Held, Wolfe & Crowder 1974); differentiable almost everywhere.
+    """
+    values = kernel.flatten(1)
+    descending = values.sort(1, descending=True).values
+    excess = descending.cumsum(1) - 1  # of the sum of the j largest over one
+    count = torch.arange(1, values.shape[1] + 1, device=values.device)
+    kept = (descending * count > excess).sum(1, keepdim=True)
+    tau = excess.gather(1, kept - 1) / kept
+    return (values - tau).clamp(min=0).reshape(kernel.shape)

@@ -20,18 +20,19 @@ class DPS:
 
     Attributes:
         rule: `norm`: step `scale` sqrt(alpha_bar) grad ||y - A x0-hat||, independent of sigma (released programs; in
-            [-1, 1] units, whose residual norm is twice ours); `likelihood`: zeta_t beta_t / sqrt(alpha_t) times
+            [-1, 1] units, whose residual norm is twice ours); `constant`: the same without sqrt(alpha_bar) (BlindDPS,
+            Alg. 1); `likelihood`: zeta_t beta_t / sqrt(alpha_t) times
             grad -||y - A x0-hat||^2 / (2 sigma^2) (paper, Eq. 16 with the factor 1/2 that the Gaussian has), with
             zeta_t = `scale` sqrt(alpha_bar_t): stable only for small steps or large sigma.
         scale: see `rule`. When steps are dropped, `norm` wants scale x steps kept near 1000.
     """
 
-    rule: Literal["norm", "likelihood"] = "norm"
+    rule: Literal["norm", "constant", "likelihood"] = "norm"
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.rule not in ("norm", "likelihood"):
-            raise InputError(f"Expected rule norm or likelihood, got {self.rule!r}.")
+        if self.rule not in ("norm", "constant", "likelihood"):
+            raise InputError(f"Expected rule norm, constant or likelihood, got {self.rule!r}.")
 
     def r2(self, step: Step) -> float:
         """The point approximation has no spread."""
@@ -57,16 +58,27 @@ class DPS:
         residual = y - operator(x0, kernel=kernel)
         if mask is not None:
             residual = residual * over_image(mask, residual)
-        direction = operator.adjoint(residual, kernel=kernel)
+        variance = sigma.square().reshape(-1, 1, 1, 1, 1).expand_as(residual)
+        return operator.adjoint(self.weigh(residual, variance), kernel=kernel)
+
+    def weigh(self, residual: Tensor, variance: Tensor, **_: object) -> Tensor:
+        """What the derivatives of A take back: minus the gradient of the data term in A x.
+
+        Args:
+            residual: `(*, C, H, W)`, 0 where a pixel does not count.
+            variance: of the noise of each pixel. Where it differs, the norm is that of the residual with the pixels
+                weighed by it: so photon noise enters (Chung et al. 2023, Eq. 17).
+        """
         if self.rule == "likelihood":
-            return direction / sigma.square().reshape(-1, 1, 1, 1, 1)
+            return residual / variance
+        weighed = residual * (variance.mean((-3, -2, -1), keepdim=True) / variance)
         # In [-1, 1] units the norm is twice as long: grad 2 ||r|| = -2 A^T r / ||r||.
-        norm = residual.flatten(2).norm(dim=2).reshape(*residual.shape[:2], 1, 1, 1)
-        return 2 * direction / norm.clamp(min=1e-12)
+        norm = (residual * weighed).sum((-3, -2, -1), keepdim=True).sqrt()
+        return 2 * weighed / norm.clamp(min=1e-12)
 
     def x0_shift(self, gradient: Tensor, step: Step) -> Tensor:
         """What guidance adds to x0-hat so that the mean of x_{t-1} moves by `rule` (in ancestral sampling, eta = 1)."""
-        weight = self.scale * math.sqrt(step.alpha_bar)
+        weight = self.scale * (1 if self.rule == "constant" else math.sqrt(step.alpha_bar))
         if self.rule == "likelihood":
             return gradient * (weight * (1 - step.alpha_bar) / math.sqrt(step.alpha_bar))
         return gradient * (weight / step.x0_weight)

@@ -4,7 +4,7 @@ Shapes: image `(B, *, H, W)` with any axes `*` (channels, particles), kernel `(B
 the boundaries. A mask `(B, 1, H', W')` of zeros and ones takes pixels of the measurement out of the likelihood.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -117,6 +117,53 @@ class BlurOperator:
             iterations=self.cg_iterations,
             tolerance=self.cg_tolerance,
         )
+
+    def solve_joint_gram(
+        self,
+        residual: Tensor,
+        r2: Mapping[str, Tensor],
+        sigma2: Tensor,
+        *,
+        image: Tensor,
+        kernel: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """`(r_x^2 A A^T + r_k^2 B B^T + sigma2 I)^-1 r`, where `B` is the blur as a map of the kernel.
+
+        With image and kernel both uncertain, `k * x` is linear in their errors to first order.
+
+        Args:
+            residual: `(B, C, H', W')`, shaped like the measurement.
+            r2: variances `(B,)` of `image` and `kernel`, a pixel, given their estimates.
+            sigma2: `(B,)`, variance of the noise, positive.
+            image: `(B, C, H, W)`, the estimate.
+            kernel: `(B, 1, h, w)`, the estimate.
+            mask: `(B, 1, H', W')`, as for `solve_gram`.
+
+        Returns:
+            Shaped like `residual`; 0 where the mask is 0.
+        """
+        size, shape = (kernel.shape[-2], kernel.shape[-1]), residual.shape[-2:]
+        if self.boundary == "circular" and mask is None:
+            X, R = rfft2(image), rfft2(residual)
+            a = _gram_spectrum(fourier.kernel_otf(kernel, shape), r2["image"], sigma2)
+            # B B^T couples the channels of a frequency by one vector: Sherman & Morrison. The kernel is white on its
+            # support, so a frequency has its share of the power.
+            q = over_batch(r2["kernel"] * (size[0] * size[1] / (shape[0] * shape[1])), X)
+            along = (X.conj() * R).sum(1, keepdim=True) * q / (a + q * abs2(X).sum(1, keepdim=True))
+            return irfft2((R - along * X) / a, s=shape)
+        kept = 1 if mask is None else mask
+
+        def gram(v: Tensor) -> Tensor:
+            blurred = fourier.convolve(self.adjoint(v, kernel=kernel), kernel, self.boundary)
+            change = fourier.kernel_adjoint(image, v, self.boundary, size, self.pad_value)
+            shaken = fourier.convolve(image, change, self.boundary, self.pad_value)
+            return kept * (over_batch(r2["image"], v) * blurred + over_batch(r2["kernel"], v) * shaken) + (
+                over_batch(sigma2, v) * v
+            )
+
+        divide = self._inverse_spectrum(residual, r2["image"], sigma2, kernel)
+        return self._iterate(gram, kept * residual, lambda v: kept * divide(v))
 
     def guidance_direction(
         self,

@@ -4,6 +4,8 @@ Intensities are in [0, 1] units and the noisy measurement is not clipped. Every 
 the generator's device, so that a draw does not depend on the batch or on where the images live.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,6 +55,11 @@ class GaussianNoise:
         """The noise variance of every pixel, shaped like `y`."""
         return over_batch(self.level(y) ** 2, y).expand_as(y)
 
+    def repeated(self, n: int) -> GaussianNoise:
+        """That of n copies of each image, one after the other."""
+        sigma = self.sigma
+        return GaussianNoise(sigma.repeat_interleave(n) if isinstance(sigma, Tensor) and sigma.ndim else sigma)
+
     def level(self, y: Tensor) -> Tensor:
         """The standard deviation of every image's noise, `(B,)`."""
         return torch.as_tensor(self.sigma, dtype=y.dtype, device=y.device).expand(len(y))
@@ -87,6 +94,10 @@ class PoissonNoise:
     def variance(self, y: Tensor) -> Tensor:
         """The estimated noise variance of every pixel, `y / peak`, at least that of one photon."""
         return (self.peak * y).clamp_min(1) / self.peak**2
+
+    def repeated(self, n: int) -> PoissonNoise:
+        """That of n copies of each image: the same."""
+        return self
 
     def level(self, y: Tensor) -> Tensor:
         """The standard deviation of Gaussian noise of the same mean power, for every image, `(B,)`."""

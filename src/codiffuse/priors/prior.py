@@ -128,10 +128,15 @@ class Prior(nn.Module):
                 f"Expected {expected} output channels with learned_variance={self.learned_variance}, "
                 f"got {output.shape[1]}; set learned_variance as the network was trained."
             )
+        output, fraction = self.split(output)
+        return Denoised(self.parameterization.x0(x_t, output, alpha_bar), fraction)
+
+    def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The network's raw output as what it predicts and, where it learns one, the variance fraction."""
         if not self.learned_variance:
-            return Denoised(self.parameterization.x0(x_t, output, alpha_bar))
-        output, variance = output.chunk(2, 1)
-        return Denoised(self.parameterization.x0(x_t, output, alpha_bar), (variance + 1) / 2)
+            return output, None
+        predicted, variance = output.chunk(2, 1)
+        return predicted, (variance + 1) / 2
 
     def frozen(self) -> Prior:
         """This prior in evaluation mode, its weights without gradients: what samplers use."""

@@ -13,7 +13,9 @@ from codiffuse.training.score import ScoreModule
 
 
 class DenoisingPictures(pl.Callback):
-    """After each validation of an image prior, a sheet of noisy | denoised | clean crops at growing noise.
+    """After each validation of a prior, a sheet of noisy | denoised | clean samples at growing noise.
+
+    What is drawn are diffusion coordinates, -1 black and 1 white; the two of a tilt are red and green.
 
     Args:
         sigmas: noise-to-signal ratios, one column pair each.
@@ -28,7 +30,7 @@ class DenoisingPictures(pl.Callback):
             return
         dataset = trainer.datamodule.validation
         clean = torch.stack([dataset[i] for i in range(min(self.count, len(dataset)))]).to(module.device)
-        sheet = self._sheet(module, clean).clamp(0, 1).cpu()
+        sheet = _as_rgb((self._sheet(module, clean).clamp(-1, 1).cpu() + 1) / 2)
         folder = Path(trainer.default_root_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         _save_png(folder / f"step_{trainer.global_step:07d}.png", sheet)
@@ -43,11 +45,15 @@ class DenoisingPictures(pl.Callback):
             eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(x0)
             x_t = add_noise(x0, eps, alpha_bar)
             denoised = module.model.denoise(x_t, alpha_bar).x0
-            columns += [
-                module.model.space.decode(x_t / alpha_bar[0].sqrt().float()),
-                module.model.space.decode(denoised),
-            ]
-        return torch.cat([torch.cat([*c, t], -1) for *c, t in zip(*columns, clean, strict=True)], -2)
+            columns += [x_t / alpha_bar[0].sqrt().float(), denoised]
+        return torch.cat([torch.cat([*c, t], -1) for *c, t in zip(*columns, x0, strict=True)], -2)
+
+
+def _as_rgb(picture: Tensor) -> Tensor:
+    """`(C, H, W)` in [0, 1] of 1, 2 or 3 channels."""
+    if len(picture) == 2:
+        return torch.cat([picture, torch.full_like(picture[:1], 0.5)])
+    return picture.expand(3, -1, -1)
 
 
 def _save_png(path: Path, picture: Tensor) -> None:

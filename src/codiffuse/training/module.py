@@ -25,7 +25,7 @@ class TrainingModule(pl.LightningModule):
         weight_decay: of the optimiser, on matrices only.
         optimizer: any name that timm's factory knows.
         seed: of the first weights and the training noise.
-        init: zoo name or folder to start from (`zoo:NAME` works too).
+        init: zoo name, folder or published checkpoint to start from (`zoo:NAME` works too).
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class TrainingModule(pl.LightningModule):
             self.model = zoo.build(spec)
         zoo.network_of(self.model).to(memory_format=torch.channels_last)
         if init:
-            folder = zoo.find(init.removeprefix("zoo:"))
-            zoo.load_weights(zoo.network_of(self.model), zoo.read_weights(folder), folder)
+            source = zoo.find(init.removeprefix("zoo:"))
+            zoo.load_weights(zoo.network_of(self.model), zoo.read(source)[1], source)
 
     def configure_optimizers(self) -> dict[str, Any]:
         from timm.optim import create_optimizer_v2

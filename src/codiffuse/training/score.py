@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from codiffuse.schedule import add_noise
+from codiffuse.errors import InputError
+from codiffuse.schedule import add_noise, linear_schedule
 from codiffuse.training.module import TrainingModule
+from codiffuse.training.variance import VariationalBound
 
 VALIDATION_SIGMAS = (0.02, 0.1, 0.3, 1.0, 5.0, 50.0)
 
@@ -19,9 +21,12 @@ class ScoreModule(TrainingModule):
 
     The noise-to-signal ratio sigma = sqrt((1 - alpha_bar) / alpha_bar) is log-normal where pictures are made, and
     log-uniform over the sampler's whole chain for the rest: a VP chain of 1000 linear steps runs from 157 to 0.01.
+    A prior with learned variance is trained at the steps of this chain, by the hybrid loss: the variational bound, which
+    trains the variance alone, is added (Nichol & Dhariwal 2021, Eq. 16).
 
     Args:
         spec: the prior, as in a zoo `config.yaml`.
+        noise_law: `log_normal`, as above, or `uniform_steps` of the chain, as published networks were trained.
         log_sigma_mean: mean of ln sigma in the log-normal part (sigma in diffusion coordinates, images in [-1, 1]).
         log_sigma_std: its standard deviation.
         uniform_share: share of samples from the log-uniform part.
@@ -32,6 +37,7 @@ class ScoreModule(TrainingModule):
     def __init__(
         self,
         spec: Mapping[str, Any],
+        noise_law: Literal["log_normal", "uniform_steps"] = "log_normal",
         log_sigma_mean: float = -1.2,
         log_sigma_std: float = 1.4,
         uniform_share: float = 0.2,
@@ -45,6 +51,9 @@ class ScoreModule(TrainingModule):
     ) -> None:
         super().__init__(spec, learning_rate, warmup_steps, weight_decay, optimizer, seed, init)
         self.save_hyperparameters()
+        if noise_law not in ("log_normal", "uniform_steps"):
+            raise InputError(f"Expected noise_law log_normal or uniform_steps, got {noise_law!r}.")
+        self.noise_law, self.bound = noise_law, VariationalBound(linear_schedule())
         self.log_sigma_mean, self.log_sigma_std = log_sigma_mean, log_sigma_std
         self.uniform_share, self.sigma_range = uniform_share, sigma_range
 
@@ -55,34 +64,41 @@ class ScoreModule(TrainingModule):
         return loss
 
     def draw_alpha_bar(self, count: int, generator: torch.Generator) -> Tensor:
-        """`(count,)` float64 alpha_bar from the noise law, stratified over the batch."""
+        """`(count,)` float64 alpha_bar from the noise law, stratified over the batch; at steps where these matter."""
         on = {"device": generator.device, "dtype": torch.float64}
         u = (torch.arange(count, **on) + torch.rand(count, generator=generator, **on)) / count
         u = u[torch.randperm(count, generator=generator, device=generator.device)]
+        if self.noise_law == "uniform_steps":
+            return self.bound.alpha_bar((u * len(self.bound.schedule)).long())
         normal = self.log_sigma_mean + self.log_sigma_std * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6))
         low, high = torch.tensor(self.sigma_range, **on).log()
         uniform = torch.rand(count, generator=generator, **on) < self.uniform_share
         log_sigma = torch.where(uniform, low + u * (high - low), normal.clamp(low, high))
-        return 1 / (1 + (2 * log_sigma).exp())
+        alpha_bar = 1 / (1 + (2 * log_sigma).exp())
+        return self.bound.alpha_bar(self.bound.nearest(alpha_bar)) if self.model.learned_variance else alpha_bar
 
     def loss(self, physical: Tensor, alpha_bar: Tensor, generator: torch.Generator) -> Tensor:
-        """`(B,)` mean squared error of the network's output against its target."""
+        """`(B,)` mean squared error of the network's output against its target; with the bound, for learned variances."""
         x0, eps, x_t = self._noisy(physical, alpha_bar, generator)
-        output = self.model.output(x_t, alpha_bar)
+        output, fraction = self.model.split(self.model.output(x_t, alpha_bar).float())
         target = self.model.parameterization.target(x0, eps, alpha_bar)
-        return (output.float() - target).square().flatten(1).mean(1)
+        loss = (output - target).square().flatten(1).mean(1)
+        if fraction is None:
+            return loss
+        x0_hat = self.model.parameterization.x0(x_t, output, alpha_bar)
+        return loss + self.bound(x0, x_t, x0_hat, fraction, self.bound.nearest(alpha_bar))
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Loss and denoising PSNR in each noise band, on the same noise every time."""
+        """Loss and denoising PSNR (of coordinates in [-1, 1]) in each noise band, on the same noise every time."""
         total = 0.0
         for sigma in VALIDATION_SIGMAS:
             generator = torch.Generator(batch.device).manual_seed(batch_idx)
             alpha_bar = torch.full((len(batch),), 1 / (1 + sigma**2), dtype=torch.float64, device=batch.device)
             x0, eps, x_t = self._noisy(batch, alpha_bar, generator)
-            output = self.model.output(x_t, alpha_bar).float()
+            output, _ = self.model.split(self.model.output(x_t, alpha_bar).float())
             loss = (output - self.model.parameterization.target(x0, eps, alpha_bar)).square().mean()
-            denoised = self.model.space.decode(self.model.parameterization.x0(x_t, output, alpha_bar)).clamp(0, 1)
-            psnr = -10 * (denoised - batch).square().flatten(1).mean(1).log10().mean()
+            denoised = self.model.parameterization.x0(x_t, output, alpha_bar).clamp(x0.amin(), x0.amax())
+            psnr = -10 * ((denoised - x0) / 2).square().flatten(1).mean(1).log10().mean()
             self.log(f"val/loss_sigma_{sigma:g}", loss, batch_size=len(batch))
             self.log(f"val/psnr_sigma_{sigma:g}", psnr, batch_size=len(batch))
             total = total + loss / len(VALIDATION_SIGMAS)

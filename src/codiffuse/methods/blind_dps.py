@@ -1,0 +1,191 @@
+"""BlindDPS: reverse diffusion of image and operator side by side, coupled by the measurement (Chung et al., CVPR 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from codiffuse.errors import InputError
+from codiffuse.estimation.consensus import consensus
+from codiffuse.guidance.dps import DPS
+from codiffuse.guidance.joint import JointPiGDM
+from codiffuse.methods.base import Callback, Measurement, Restoration, StepInfo, restoration
+from codiffuse.methods.steps import PullBack, ReverseProcess, check_counts, check_kernel_fits, lift, lower
+from codiffuse.methods.variables import Variable
+from codiffuse.operators.blur import BlurOperator
+from codiffuse.randomness import NoiseSource
+from codiffuse.schedule import Step
+
+IMAGE = "image"
+
+
+@dataclass(frozen=True)
+class BlindDPS:
+    """Samples image and operator parameters together.
+
+    Attributes:
+        image: the image and its prior.
+        parameters: those of the operator, by its names for them, such as `kernel`; each with its own prior.
+        guidance: approximation of the gradients of log p(y | x_t, k_t) (Theorem 1).
+        process: the reverse chain, of all variables.
+        num_particles: n samples an image, each with its own parameters.
+    """
+
+    image: Variable
+    parameters: Mapping[str, Variable]
+    guidance: DPS | JointPiGDM = field(default_factory=DPS)
+    process: ReverseProcess = field(default_factory=ReverseProcess)
+    num_particles: int = 1
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_counts(num_particles=self.num_particles)
+        if self.image.prior is None:
+            raise InputError("Expected a prior of the image, got none; set method.image.prior.")
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of a whole run."""
+        return len(self.process.schedule())
+
+    @property
+    def work(self) -> float:
+        """Time of a whole run, in steps of one particle."""
+        return self.num_particles * self.num_steps
+
+    def with_kernel_size(self, size: int) -> BlindDPS:
+        """The same method for another kernel size."""
+        kernel = replace(self.parameters["kernel"], size=size)
+        return replace(self, parameters={**self.parameters, "kernel": kernel})
+
+    def supports(self, operator: BlurOperator) -> str | None:
+        """`None`, or why not."""
+        if set(operator.params) != set(self.parameters):
+            return f"estimates {', '.join(self.parameters)}, not {', '.join(operator.params)}"
+        return None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        measurement: Measurement,
+        *,
+        noise: NoiseSource,
+        init: dict[str, Tensor] | None = None,
+        callback: Callback | None = None,
+    ) -> Restoration:
+        """Restore `measurement.y` and estimate the operator's parameters.
+
+        Args:
+            measurement: a batch; each particle of each image has its own parameters.
+            noise: asked for `init` and, once a step, for `step`, for the image, then for the parameters in their order.
+            init: not used.
+            callback: called after each step.
+        """
+        y = lift(measurement.y, self.image.prior)
+        n, operator = self.num_particles, measurement.operator
+        variables = {IMAGE: self.image, **self.parameters}
+        shapes = self._shapes(measurement)
+        folded = _fold(measurement, y, n)
+        steps = self.process.schedule().steps()
+
+        # BlindDPS, Alg. 1, line 1: x_N, k_N ~ N(0, I).
+        x_t = {name: _draw(noise, f"{name}/init", shapes[name], y) for name in variables}
+        for number, step in enumerate(steps, 1):
+            # Lines 3-6: scores and x0-hat, of each variable by its own network.
+            denoised = {
+                name: variable.denoise(x_t[name], step, clip=self.process.clip == "denoised")
+                for name, variable in variables.items()
+            }
+            x0 = {name: found[0] for name, found in denoised.items()}
+            # Lines 7, 11, 12: the residual couples all x0-hats.
+            gradients, values = self._gradients(folded, variables, x0, step)
+            for name, variable in variables.items():
+                _, fraction, pull_back = denoised[name]
+                shift = variable.step * self.guidance.x0_shift(pull_back(gradients[name]), step)
+                z = _draw(noise, f"{name}/step", shapes[name], y)
+                # Lines 8-11 and 13: ancestral sampling, and the step along the gradient.
+                x_t[name] = variable.advance(self.process, x_t[name], x0[name], shift, step, z, fraction)
+            if callback:
+                callback(self._info(values, y, n, number, len(steps), step))
+
+        values = {name: variables[name].coordinates.decode(value) for name, value in x_t.items()}
+        return self._restoration(measurement, values, n, len(steps))
+
+    def _gradients(
+        self, data: Measurement, variables: Mapping[str, Variable], x0: Mapping[str, Tensor], step: Step
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Of the data term with respect to each x0-hat, turned; and the values that they stand for."""
+        leaves = {name: value.detach().requires_grad_() for name, value in x0.items()}
+        with torch.enable_grad():
+            # Line 7: the projection onto {k >= 0, sum k = 1} belongs to the kernel's space.
+            values = {name: variables[name].coordinates.decode(leaf) for name, leaf in leaves.items()}
+            predicted = _apply(data.operator, values)
+        residual = data.y - predicted.detach()
+        if data.mask is not None:
+            residual = data.mask * residual
+        fixed = {name: value.detach() for name, value in values.items()}
+        weighed = self.guidance.weigh(
+            residual,
+            data.noise.variance(data.y),
+            operator=data.operator,
+            values=fixed,
+            units={name: variables[name].coordinates.unit(x0[name]) for name in variables},
+            step=step,
+            mask=data.mask,
+        )
+        with torch.enable_grad():
+            objective = (weighed * predicted).sum()
+            for name, variable in variables.items():
+                if variable.penalty is not None:  # Eq. 20
+                    objective = objective - variable.penalty(leaves[name]).sum()
+            gradients = torch.autograd.grad(objective, list(leaves.values()))
+        return dict(zip(leaves, gradients, strict=True)), fixed
+
+    def _shapes(self, measurement: Measurement) -> dict[str, tuple[int, ...]]:
+        """`(B, n, C, H, W)` of each variable."""
+        y, operator = measurement.y, measurement.operator
+        _, *size = self.parameters["kernel"].shape(tuple(y.shape[-2:]))
+        check_kernel_fits(tuple(size), y)
+        canvas = operator.image_shape(tuple(y.shape[-2:]), kernel_size=tuple(size))
+        shapes = {IMAGE: (self.image.prior.channels, *canvas)}
+        shapes |= {name: variable.shape(canvas) for name, variable in self.parameters.items()}
+        return {name: (len(y), self.num_particles, *shape) for name, shape in shapes.items()}
+
+    def _info(
+        self, values: Mapping[str, Tensor], y: Tensor, n: int, number: int, total: int, step: Step
+    ) -> StepInfo:
+        image = values[IMAGE].unflatten(0, (len(y), n)).clamp(0, 1)
+        # What is shown of the parameters is those of the first particle.
+        params = {name: values[name].unflatten(0, (len(y), n))[:, 0] for name in self.parameters}
+        return StepInfo(number, total, step.alpha_bar, image, params)
+
+    def _restoration(
+        self, measurement: Measurement, values: Mapping[str, Tensor], n: int, nfe: int
+    ) -> Restoration:
+        of_image = {name: value.unflatten(0, (len(measurement.y), n)) for name, value in values.items()}
+        x = lower(of_image[IMAGE], measurement.y)
+        params = {name: of_image[name][:, 0] for name in self.parameters}
+        return restoration(measurement, x, params, nfe)
+
+
+def _apply(operator: BlurOperator, values: Mapping[str, Tensor]) -> Tensor:
+    return operator(values[IMAGE], **{name: value for name, value in values.items() if name != IMAGE})
+
+
+def _fold(measurement: Measurement, y: Tensor, n: int) -> Measurement:
+    """The measurement of every particle: `(B n, C, H, W)`."""
+
+    def repeat(each: Tensor) -> Tensor:
+        return each.repeat_interleave(n, 0)
+
+    mask = None if measurement.mask is None else repeat(measurement.mask)
+    noise = measurement.noise.repeated(n)
+    return replace(measurement, y=repeat(y), noise=noise, mask=mask)
+
+
+def _draw(noise: NoiseSource, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    return noise.normal(name, shape, like).flatten(0, 1)
