@@ -1,5 +1,6 @@
-"""Scores of images and kernels, one number an image, and the statistics over images."""
+"""Scores of images, kernels and tilt fields, one number an image, and the statistics over images."""
 
+from codiffuse.metrics.field import endpoint_error
 from codiffuse.metrics.image import align, psnr, psnr_aligned, reblur, ssim
 from codiffuse.metrics.kernel import kernel_mse, kernel_shift, mnc
 from codiffuse.metrics.perceptual import Lpips, find_lpips_weights
@@ -10,6 +11,7 @@ __all__ = [
     "Lpips",
     "align",
     "bootstrap_ci",
+    "endpoint_error",
     "find_lpips_weights",
     "kernel_mse",
     "kernel_shift",

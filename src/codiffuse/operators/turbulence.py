@@ -1,0 +1,101 @@
+"""Imaging through turbulence, `y = k * T_phi(x)`: a tilt field moves the pixels about, and a blur follows.
+
+The tilt is the first-order part of what the atmosphere does to each point of a scene, the blur what is left on average
+(BlindDPS, Eq. 13). Which of the two comes first matters, as they do not commute (Chan, IEEE SPL 2022).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from codiffuse import fourier
+from codiffuse.errors import InputError
+from codiffuse.fourier import Size
+from codiffuse.operators.blur import BlurOperator
+from codiffuse.operators.warp import warp, warp_adjoint
+
+ORDERS = ("tilt_then_blur", "blur_then_tilt")
+
+
+@dataclass(frozen=True)
+class TurbulenceOperator:
+    """`y = A(k, phi) x`, with `A = K T_phi` (`tilt_then_blur`) or `A = T_phi K` (`blur_then_tilt`).
+
+    Differentiable in image, kernel and tilt. K is the convolution of `codiffuse.fourier` and T_phi the warp of
+    `codiffuse.operators.warp`, both at the same boundary: each continues the picture that it is given.
+
+    With `valid` and `unknown` the image lives on a canvas larger than the measurement, and so does the tilt, which
+    moves the scene before it is blurred: it has the size that `image_shape` says. The warp then goes on beyond the
+    canvas with the edge pixel (`replicate`); only pixels that lie within the tilt's length from the edge of the canvas
+    depend on that, and the measurement sees these with the outermost values of the kernel alone. The other order is
+    refused there: it would need the blurred scene up to the tilt's length beyond the frame, which no canvas of this
+    size determines, and at the frame itself, where nothing weighs it down.
+
+    Args:
+        boundary: one of `codiffuse.fourier.BOUNDARIES`.
+        pad_value: the constant outside the frame for `zero`; the operator is then affine, and `adjoint` is that of its
+            linear part.
+        order: what comes first.
+
+    Raises:
+        InputError: an unknown boundary or order, a pad value for a boundary other than `zero`, or `blur_then_tilt` with
+            `valid` or `unknown`.
+    """
+
+    boundary: str = "circular"
+    pad_value: float = 0.0
+    order: Literal["tilt_then_blur", "blur_then_tilt"] = "tilt_then_blur"
+    params: ClassVar[tuple[str, ...]] = ("kernel", "tilt")
+
+    def __post_init__(self) -> None:
+        BlurOperator(self.boundary, self.pad_value)  # refuses what a blur refuses
+        if self.order not in ORDERS:
+            raise InputError(f"expected an order among {', '.join(ORDERS)}, got {self.order!r}")
+        if self.order == "blur_then_tilt" and self._has_canvas:
+            raise InputError(
+                f"expected order 'tilt_then_blur' with boundary {self.boundary!r}, got 'blur_then_tilt', which reads "
+                "blurred pixels beyond the frame; use boundary=reflect"
+            )
+
+    def __call__(self, image: Tensor, *, kernel: Tensor, tilt: Tensor) -> Tensor:
+        """The measurement without its noise.
+
+        Args:
+            image: `(B, *, H, W)`.
+            kernel: `(B, 1, h, w)`.
+            tilt: `(B, 2, H, W)` in pixels; see `codiffuse.operators.warp`.
+
+        Returns:
+            As `codiffuse.fourier.convolve`: `(B, *, H, W)`, less for `valid` and `unknown`.
+
+        Raises:
+            InputError: batches that differ, or a tilt of another size than the image.
+        """
+        if self.order == "tilt_then_blur":
+            warped = warp(image, tilt, self._warp_boundary, self.pad_value)
+            return fourier.convolve(warped, kernel, self.boundary, self.pad_value)
+        blurred = fourier.convolve(image, kernel, self.boundary, self.pad_value)
+        return warp(blurred, tilt, self._warp_boundary, self.pad_value)
+
+    def adjoint(self, residual: Tensor, *, kernel: Tensor, tilt: Tensor) -> Tensor:
+        """`A^T r`, shaped like the image; not differentiable itself."""
+        if self.order == "tilt_then_blur":
+            return warp_adjoint(fourier.correlate(residual, kernel, self.boundary), tilt, self._warp_boundary)
+        return fourier.correlate(warp_adjoint(residual, tilt, self._warp_boundary), kernel, self.boundary)
+
+    def image_shape(self, y_shape: Size, *, kernel_size: Size) -> Size:
+        """The `(H, W)` of the image, and of the tilt, behind a measurement of this size."""
+        return BlurOperator(self.boundary).image_shape(y_shape, kernel_size=kernel_size)
+
+    def crop_to_frame(self, image: Tensor, *, kernel_size: Size) -> Tensor:
+        """The part of an image or a tilt `(..., H, W)` that the measurement shows; see `BlurOperator`."""
+        return BlurOperator(self.boundary).crop_to_frame(image, kernel_size=kernel_size)
+
+    @property
+    def _has_canvas(self) -> bool:
+        return self.boundary in ("valid", "unknown")
+
+    @property
+    def _warp_boundary(self) -> str:
+        return "replicate" if self._has_canvas else self.boundary
