@@ -11,7 +11,7 @@ from toys import TINY_PRIOR_SPEC as SPEC
 from codiffuse.errors import InputError
 from codiffuse.priors import zoo
 from codiffuse.simulate.motion import RandomPathKernels
-from codiffuse.training.datamodules import CountedSampler, image_crops, simulated_kernels
+from codiffuse.training.datamodules import CountedSampler, image_crops, simulated
 from codiffuse.training.export import export
 from codiffuse.training.kernel_denoiser import KernelDenoiserModule
 from codiffuse.training.run import fit, newest_checkpoint
@@ -141,14 +141,14 @@ def test_export_and_init(pictures, tmp_path, monkeypatch):
 def test_kernel_denoiser_trains_and_exports(tmp_path):
     spec = {"kind": "kernel_denoiser", "network": {"name": "DnCNN", "width": 8, "depth": 3, "bias": False}}
     module = KernelDenoiserModule(spec, learning_rate=1e-3, warmup_steps=1)
-    kernels = simulated_kernels(RandomPathKernels(9), validation_samples=4, batch_size=4)
+    kernels = simulated(RandomPathKernels(9), validation_samples=4, batch_size=4)
     checkpoint = fit(module, kernels, tmp_path / "run", trainer=TRAINER)
     denoiser = zoo.load(export(checkpoint, str(tmp_path / "zoo/mine")), "kernel_denoiser")
     assert denoiser(torch.full((2, 1, 9, 9), 1 / 81), torch.tensor([1e-3, 1e-2])).shape == (2, 1, 9, 9)
 
 
-def test_simulated_kernels_depend_on_their_number_alone():
-    kernels = simulated_kernels(RandomPathKernels(9), seed=3)
+def test_simulated_depend_on_their_number_alone():
+    kernels = simulated(RandomPathKernels(9), seed=3)
     assert torch.equal(kernels.train[7], kernels.train[7])
     assert not torch.equal(kernels.train[7], kernels.train[8])
     assert not torch.equal(kernels.train[0], kernels.validation[0])

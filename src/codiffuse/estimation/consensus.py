@@ -34,6 +34,19 @@ def consensus(kernels: Tensor, counts: Tensor, min_agreement: float) -> Tensor:
 
 def _consensus(kernels: Tensor, min_agreement: float) -> Tensor:
     """`(R, h, w)` to `(1, h, w)`."""
+    agreement, rows, columns = match_central(kernels)
+    agreeing = agreement >= min_agreement
+    agreeing[agreement.argmax()] = True
+    return moved(kernels.unsqueeze(1), rows, columns)[agreeing].mean(0)
+
+
+def match_central(kernels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How well kernels `(R, h, w)` agree with the most central one, and where.
+
+    Returns:
+        `(R,)` the maximum of the normalised cross-correlation with it, and by how many whole pixels each must move down
+        and to the right to match it best, `(R,)` each: the central one, which agrees most, by none.
+    """
     h, w = kernels.shape[-2:]
     correlation = cross_correlate(kernels.unsqueeze(1), kernels.unsqueeze(0))  # (R, R, 2 h - 1, 2 w - 1)
     norm = kernels.square().sum((-2, -1)).sqrt()
@@ -42,6 +55,6 @@ def _consensus(kernels: Tensor, min_agreement: float) -> Tensor:
     central = int(agreement.sum(1).argmax())
     best = correlation[:, central].flatten(1).argmax(1)
     rows, columns = best // (2 * w - 1) - (h - 1), best % (2 * w - 1) - (w - 1)
-    agreeing = agreement[:, central] >= min_agreement
-    agreeing[central] = True
-    return moved(kernels.unsqueeze(1), rows, columns)[agreeing].mean(0)
+    found = agreement[:, central].clone()
+    found[central] = 1.0
+    return found, rows, columns

@@ -1,7 +1,7 @@
 """Guidance of all unknowns of a blind problem at once: PiGDM for image and operator together.
 
-PiGDM (Song et al. 2023) takes p(x0 | x_t) as N(x0-hat, r_t^2 I). With the parameters of the operator treated alike, y is
-to first order Gaussian about A(x0-hat, k0-hat) with the covariance
+PiGDM (Song et al. 2023) takes p(x0 | x_t) as N(x0-hat, r_t^2 I). With the parameters of the operator treated alike, y
+is to first order Gaussian about A(x0-hat, k0-hat) with the covariance
 
     S = r_x^2 A A^T + r_k^2 B B^T + sigma^2 I,
 

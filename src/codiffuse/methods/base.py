@@ -148,6 +148,8 @@ class Restoration:
         windows: where the kernel comes from, of a method that looks at parts of the picture.
         noise_level: `(B,)` the level that the last step assumed, where it is not that of the measurement.
         is_sharp: whether the measurement was taken for sharp, so that no kernel was looked for.
+        step_factor: `(B,)` by which guidance was weakened after a run that diverged, of a method that does so; 1 for
+            none.
     """
 
     image: Tensor
@@ -160,6 +162,7 @@ class Restoration:
     windows: Windows | None = None
     noise_level: Tensor | None = None
     is_sharp: bool = False
+    step_factor: Tensor | None = None
 
     def canvas(self) -> Tensor:
         """`(B, C, H, W)` mean of the samples in [0, 1], on the operator's canvas."""
@@ -236,3 +239,22 @@ def restoration(measurement: Measurement, x: Tensor, params: dict[str, Tensor], 
     )
     samples = measurement.operator.crop_to_frame(samples, kernel_size=params["kernel"].shape[-2:])
     return Restoration(samples.mean(1), params, samples, {"x": x, **params}, nfe, status)
+
+
+def choose(take: Tensor, found: Restoration, best: Restoration) -> Restoration:
+    """For each image, `found` where `take` `(B,)` is true, else `best`."""
+
+    def pick(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(take.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    return Restoration(
+        image=pick(found.image, best.image),
+        params={name: pick(value, best.params[name]) for name, value in found.params.items()},
+        samples=pick(found.samples, best.samples),
+        raw={name: pick(value, best.raw[name]) for name, value in found.raw.items()},
+        nfe=found.nfe,
+        status=tuple(
+            new if taken else old for new, old, taken in zip(found.status, best.status, take.tolist(), strict=True)
+        ),
+        step_factor=None if found.step_factor is None else pick(found.step_factor, best.step_factor),
+    )

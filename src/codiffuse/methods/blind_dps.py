@@ -1,4 +1,4 @@
-"""BlindDPS: reverse diffusion of image and operator side by side, coupled by the measurement (Chung et al., CVPR 2023)."""
+"""BlindDPS: image and operator diffuse side by side, coupled by the measurement (Chung et al., CVPR 2023)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from codiffuse.errors import InputError
-from codiffuse.estimation.consensus import consensus
 from codiffuse.guidance.dps import DPS
 from codiffuse.guidance.joint import JointPiGDM
-from codiffuse.methods.base import Callback, Measurement, Restoration, StepInfo, restoration
-from codiffuse.methods.steps import PullBack, ReverseProcess, check_counts, check_kernel_fits, lift, lower
+from codiffuse.estimation.centering import moved
+from codiffuse.estimation.consensus import match_central
+from codiffuse.methods.base import Callback, Measurement, Restoration, StepInfo, choose, restoration
+from codiffuse.methods.steps import ReverseProcess, check_counts, check_kernel_fits, lift, lower, part_of_run
 from codiffuse.methods.variables import Variable
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.randomness import NoiseSource
@@ -33,6 +34,7 @@ class BlindDPS:
         guidance: approximation of the gradients of log p(y | x_t, k_t) (Theorem 1).
         process: the reverse chain, of all variables.
         num_particles: n samples an image, each with its own parameters.
+        max_retries: how often an image whose run diverged is run again, each time with half the step of guidance.
     """
 
     image: Variable
@@ -40,10 +42,13 @@ class BlindDPS:
     guidance: DPS | JointPiGDM = field(default_factory=DPS)
     process: ReverseProcess = field(default_factory=ReverseProcess)
     num_particles: int = 1
+    max_retries: int = 2
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_counts(num_particles=self.num_particles)
+        if self.max_retries < 0:
+            raise InputError(f"Expected max_retries >= 0, got {self.max_retries}.")
         if self.image.prior is None:
             raise InputError("Expected a prior of the image, got none; set method.image.prior.")
 
@@ -85,8 +90,21 @@ class BlindDPS:
             init: not used.
             callback: called after each step.
         """
+        found = self._run(measurement, noise, 1.0, callback)
+        for retry in range(1, self.max_retries + 1):
+            failed = torch.tensor([status != "ok" for status in found.status], device=measurement.y.device)
+            if not bool(failed.any()):
+                break
+            told = part_of_run(callback, retry * self.num_steps, (retry + 1) * self.num_steps)
+            found = choose(failed, self._run(measurement, noise, 0.5**retry, told), found)
+        return found
+
+    def _run(
+        self, measurement: Measurement, noise: NoiseSource, factor: float, callback: Callback | None
+    ) -> Restoration:
+        """One reverse diffusion of all variables, with `factor` times the step of guidance."""
         y = lift(measurement.y, self.image.prior)
-        n, operator = self.num_particles, measurement.operator
+        n = self.num_particles
         variables = {IMAGE: self.image, **self.parameters}
         shapes = self._shapes(measurement)
         folded = _fold(measurement, y, n)
@@ -105,7 +123,7 @@ class BlindDPS:
             gradients, values = self._gradients(folded, variables, x0, step)
             for name, variable in variables.items():
                 _, fraction, pull_back = denoised[name]
-                shift = variable.step * self.guidance.x0_shift(pull_back(gradients[name]), step)
+                shift = factor * variable.step * self.guidance.x0_shift(pull_back(gradients[name]), step)
                 z = _draw(noise, f"{name}/step", shapes[name], y)
                 # Lines 8-11 and 13: ancestral sampling, and the step along the gradient.
                 x_t[name] = variable.advance(self.process, x_t[name], x0[name], shift, step, z, fraction)
@@ -113,7 +131,8 @@ class BlindDPS:
                 callback(self._info(values, y, n, number, len(steps), step))
 
         values = {name: variables[name].coordinates.decode(value) for name, value in x_t.items()}
-        return self._restoration(measurement, values, n, len(steps))
+        found = _restoration(measurement, values, n, len(steps))
+        return replace(found, step_factor=torch.full((len(y),), factor, device=y.device))
 
     def _gradients(
         self, data: Measurement, variables: Mapping[str, Variable], x0: Mapping[str, Tensor], step: Step
@@ -155,21 +174,11 @@ class BlindDPS:
         shapes |= {name: variable.shape(canvas) for name, variable in self.parameters.items()}
         return {name: (len(y), self.num_particles, *shape) for name, shape in shapes.items()}
 
-    def _info(
-        self, values: Mapping[str, Tensor], y: Tensor, n: int, number: int, total: int, step: Step
-    ) -> StepInfo:
+    def _info(self, values: Mapping[str, Tensor], y: Tensor, n: int, number: int, total: int, step: Step) -> StepInfo:
         image = values[IMAGE].unflatten(0, (len(y), n)).clamp(0, 1)
         # What is shown of the parameters is those of the first particle.
         params = {name: values[name].unflatten(0, (len(y), n))[:, 0] for name in self.parameters}
         return StepInfo(number, total, step.alpha_bar, image, params)
-
-    def _restoration(
-        self, measurement: Measurement, values: Mapping[str, Tensor], n: int, nfe: int
-    ) -> Restoration:
-        of_image = {name: value.unflatten(0, (len(measurement.y), n)) for name, value in values.items()}
-        x = lower(of_image[IMAGE], measurement.y)
-        params = {name: of_image[name][:, 0] for name in self.parameters}
-        return restoration(measurement, x, params, nfe)
 
 
 def _apply(operator: BlurOperator, values: Mapping[str, Tensor]) -> Tensor:
@@ -189,3 +198,29 @@ def _fold(measurement: Measurement, y: Tensor, n: int) -> Measurement:
 
 def _draw(noise: NoiseSource, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
     return noise.normal(name, shape, like).flatten(0, 1)
+
+
+def _restoration(measurement: Measurement, values: Mapping[str, Tensor], n: int, nfe: int) -> Restoration:
+    """Closes a run: the samples of an image are moved to where their kernels match, as are the maps of its operator."""
+    parts = {name: value.unflatten(0, (len(measurement.y), n)) for name, value in values.items()}
+    if n > 1 and "kernel" in parts:
+        parts = _aligned(parts)
+    x = lower(parts.pop(IMAGE), measurement.y)
+    found = restoration(measurement, x, {name: value.mean(1) for name, value in parts.items()}, nfe)
+    return replace(found, raw={**found.raw, **{f"{name}_samples": value for name, value in parts.items()}})
+
+
+def _aligned(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Image and kernel are defined up to opposite shifts: whole pixels here, in which the maps go with the image."""
+    matched = [[*match_central(kernels[:, 0])[1:]] for kernels in parts["kernel"]]
+
+    def shifted(name: str, value: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        if name == "kernel":
+            return moved(value, rows, columns)
+        shifts = zip(rows.tolist(), columns.tolist(), strict=True)
+        return torch.stack([each.roll((-r, -c), (-2, -1)) for each, (r, c) in zip(value, shifts, strict=True)])
+
+    return {
+        name: torch.stack([shifted(name, each, *at) for each, at in zip(value, matched, strict=True)])
+        for name, value in parts.items()
+    }

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from codiffuse.errors import InputError
 from codiffuse.estimation.consensus import consensus
-from codiffuse.methods.base import BlindMethod, Callback, Measurement, Restarts, Restoration
+from codiffuse.methods.base import BlindMethod, Callback, Measurement, Restarts, Restoration, choose
 from codiffuse.methods.steps import check_counts, part_of_run
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.randomness import NoiseSource
@@ -124,21 +124,3 @@ def residual(measurement: Measurement, found: Restoration) -> Tensor:
 def keep_better(measurement: Measurement, best: Restoration, found: Restoration) -> Restoration:
     """For each image, whichever of two restorations has the smaller residual."""
     return choose(residual(measurement, found) < residual(measurement, best), found, best)
-
-
-def choose(take: Tensor, found: Restoration, best: Restoration) -> Restoration:
-    """For each image, `found` where `take` `(B,)` is true, else `best`."""
-
-    def pick(new: Tensor, old: Tensor) -> Tensor:
-        return torch.where(take.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-    return Restoration(
-        image=pick(found.image, best.image),
-        params={name: pick(value, best.params[name]) for name, value in found.params.items()},
-        samples=pick(found.samples, best.samples),
-        raw={name: pick(value, best.raw[name]) for name, value in found.raw.items()},
-        nfe=found.nfe,
-        status=tuple(
-            new if taken else old for new, old, taken in zip(found.status, best.status, take.tolist(), strict=True)
-        ),
-    )

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from codiffuse.errors import InputError
@@ -91,7 +90,7 @@ class Variable:
         return channels, *((size, size) if isinstance(size, int) else size)
 
     def denoise(self, x_t: Tensor, step: Step, *, clip: bool) -> tuple[Tensor, Tensor | None, PullBack]:
-        """x0-hat, the variance fraction or `None`, and what takes a gradient from x0-hat back to x_t; all `(N, ...)`."""
+        """x0-hat, the variance fraction or `None`, and what takes a gradient from x0-hat back to x_t."""
         if self.prior is None:
             return x_t, None, lambda cotangent: cotangent
         x0, fraction, pull_back = denoise(self.prior, x_t.unsqueeze(1), step, clip=clip)

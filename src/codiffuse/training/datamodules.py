@@ -101,8 +101,8 @@ class CentreCrops(Dataset):
         return picture[:, top : top + side, left : left + side].float() / 255
 
 
-class SimulatedKernels(Dataset):
-    """Kernels drawn on the fly: sample number `index` depends on the seed and the index alone."""
+class Simulated(Dataset):
+    """Kernels or tilt fields drawn on the fly: sample number `index` depends on the seed and the index alone."""
 
     def __init__(self, law: Callable, seed: int = 0, length: int = 2**40) -> None:
         self.law, self.seed, self.length = law, seed, length
@@ -116,9 +116,9 @@ class SimulatedKernels(Dataset):
         return self.law(np.random.default_rng((self.seed, index)))
 
 
-def simulated_kernels(
+def simulated(
     law: Callable, validation_samples: int = 256, batch_size: int = 64, num_workers: int = 0, seed: int = 0
 ) -> StreamDataModule:
-    """An endless stream of simulated kernels; validation draws its own, by another seed."""
-    validation = SimulatedKernels(law, seed + 1_000_003, validation_samples)
-    return StreamDataModule(SimulatedKernels(law, seed), validation, batch_size, num_workers)
+    """An endless stream of simulated kernels or tilt fields; validation draws its own, by another seed."""
+    validation = Simulated(law, seed + 1_000_003, validation_samples)
+    return StreamDataModule(Simulated(law, seed), validation, batch_size, num_workers)

@@ -21,8 +21,8 @@ class ScoreModule(TrainingModule):
 
     The noise-to-signal ratio sigma = sqrt((1 - alpha_bar) / alpha_bar) is log-normal where pictures are made, and
     log-uniform over the sampler's whole chain for the rest: a VP chain of 1000 linear steps runs from 157 to 0.01.
-    A prior with learned variance is trained at the steps of this chain, by the hybrid loss: the variational bound, which
-    trains the variance alone, is added (Nichol & Dhariwal 2021, Eq. 16).
+    A prior with learned variance is trained at the steps of this chain, by the hybrid loss: the variational bound,
+    which trains the variance alone, is added (Nichol & Dhariwal 2021, Eq. 16).
 
     Args:
         spec: the prior, as in a zoo `config.yaml`.
@@ -78,7 +78,7 @@ class ScoreModule(TrainingModule):
         return self.bound.alpha_bar(self.bound.nearest(alpha_bar)) if self.model.learned_variance else alpha_bar
 
     def loss(self, physical: Tensor, alpha_bar: Tensor, generator: torch.Generator) -> Tensor:
-        """`(B,)` mean squared error of the network's output against its target; with the bound, for learned variances."""
+        """`(B,)` mean squared error of the network's output; where it learns a variance, with the bound."""
         x0, eps, x_t = self._noisy(physical, alpha_bar, generator)
         output, fraction = self.model.split(self.model.output(x_t, alpha_bar).float())
         target = self.model.parameterization.target(x0, eps, alpha_bar)

@@ -72,7 +72,7 @@ class VariationalBound:
 
 
 def _log_likelihood_of_level(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Log of a Gaussian's mass between the gray levels around `x`; beyond -1 and 1 the levels at the ends take it all."""
+    """Log of a Gaussian's mass within half a gray level of `x`; the levels at -1 and 1 take all that is beyond."""
     upper, lower = _normal_cdf((x - mean + BIN) / std), _normal_cdf((x - mean - BIN) / std)
     ends = torch.where(x > 1 - BIN, 1 - lower, upper - lower)
     return torch.where(x < BIN - 1, upper, ends).clamp_min(1e-12).log()
