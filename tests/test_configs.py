@@ -22,6 +22,7 @@ GROUPS = {
     "guidance": "infer",
     "regularizer": "infer",
     "prior": "infer",
+    "unknowns": "infer",
     "model": "train",
     "trainer": "train",
     "logger": "train",
@@ -53,9 +54,16 @@ def choice_of(path: Path) -> str:
 def choices_of(path: Path) -> list[str]:
     """What a person types to use a file; parts of a method are chosen in its place."""
     group, name = path.relative_to(CONF).parts[0], path.stem
-    inside = {"guidance": "method.guidance", "regularizer": "method.m_step.regularizer"}
+    inside = {
+        "guidance": ("fast_em_once", "method.guidance"),
+        "regularizer": ("fast_em_once", "method.m_step.regularizer"),
+        "unknowns": ("blind_dps", "method.parameters"),
+    }
+    if name == "joint_pigdm":
+        return ["method=blind_dps"]
     if group in inside:
-        return ["method=fast_em_once", f"{group}@{inside[group]}={name}"]
+        method, place = inside[group]
+        return [f"method={method}", f"{group}@{place}={name}"]
     return [choice_of(path)]
 
 

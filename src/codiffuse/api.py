@@ -158,14 +158,14 @@ def load_prior(
     name: str | Path, kind: str | None = None, device: str | torch.device = "cpu", precision: str = "float32"
 ) -> nn.Module:
     """`codiffuse.priors.zoo.load`, which it does once for each prior, device and precision until the files change."""
-    folder = zoo.find(name).resolve()
-    files = tuple((path.name, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()))
-    return _loaded(folder, files, kind, str(device), precision)
+    source = zoo.find(name).absolute()
+    files = tuple((path.name, path.stat().st_mtime_ns) for path in zoo.files(source) if path.exists())
+    return _loaded(source, files, kind, str(device), precision)
 
 
 @lru_cache(maxsize=KEPT_PRIORS)
-def _loaded(folder: Path, files: tuple, kind: str | None, device: str, precision: str) -> nn.Module:
-    return zoo.load(folder, kind, device, precision)
+def _loaded(source: Path, files: tuple, kind: str | None, device: str, precision: str) -> nn.Module:
+    return zoo.load(source, kind, device, precision)
 
 
 def _with_kept_priors(node: Any) -> Any:

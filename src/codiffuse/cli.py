@@ -325,8 +325,8 @@ def _one_line(error: BaseException) -> str:
 def _for_hydra(argument: str) -> str:
     """An argument of the command line as Hydra understands what is meant."""
     name, _, value = argument.partition("=")
-    if name == "input" and os.path.exists(value):
-        return f"input={_text(value)}"  # brackets, commas and digits in a path mean something to Hydra's grammar
+    if re.fullmatch(r"input|prior\.\w+\.name", name) and os.path.exists(value):
+        return f"{name}={_text(value)}"  # brackets, commas and digits in a path mean something to Hydra's grammar
     if value == "null" and name.isidentifier() and (config_dir() / name).is_dir():
         return f"{name}=[]"  # no option of a group
     return argument

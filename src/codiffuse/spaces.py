@@ -56,8 +56,8 @@ class KernelSpace:
     Attributes:
         scaling: `max` divides by the largest value, so that every kernel fills the range; `sum` keeps the sum-one
             scale, 2 k - 1, as the published kernel networks do. Both decode alike: the absolute scale is free.
-        projection: onto the simplex: `divide` clips at zero and divides by the sum, as published; `euclidean` divides by
-            the sum and goes to the nearest point, which also takes away a floor of small positive values.
+        projection: onto the simplex: `divide` clips at zero and divides by the sum, as published; `euclidean` divides
+            by the sum and goes to the nearest point, which also takes away a floor of small positive values.
         rotated: coordinates show kernels turned by 180 degrees: those that a cross-correlation blurs with.
     """
 

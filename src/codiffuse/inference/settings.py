@@ -46,11 +46,11 @@ def keep_settings(root: Path, settings: dict[str, Any]) -> None:
         write_bytes(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())
 
 
-def prior_hashes(settings: Any) -> dict[str, str]:
-    """By the name of each zoo entry that the settings name, a hash of its `config.yaml` and one of its weights."""
-    folders = {str(name): zoo.find(name) for name in sorted(map(str, set(_zoo_names(settings))))}
-    files = ("config.yaml", "model.safetensors")
-    return {name: " ".join(str(file_hash(folder / file)) for file in files) for name, folder in folders.items()}
+def prior_hashes(settings: dict[str, Any]) -> dict[str, str]:
+    """By the name of each prior that a run uses, hashes of its files: of `config.yaml` and of the weights."""
+    used = {group: value for group, value in settings.items() if group != "prior"}  # components repeat theirs of it
+    found = {name: zoo.find(name) for name in sorted({str(name) for name in _zoo_names(used)})}
+    return {name: " ".join(str(file_hash(file)) for file in zoo.files(source)) for name, source in found.items()}
 
 
 def _zoo_names(settings: Any) -> Iterator[Any]:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from codiffuse.errors import InputError
-from codiffuse.guidance.dps import DPS
-from codiffuse.guidance.joint import JointPiGDM
 from codiffuse.estimation.centering import moved
 from codiffuse.estimation.consensus import match_central
+from codiffuse.guidance.dps import DPS
+from codiffuse.guidance.joint import JointPiGDM
 from codiffuse.methods.base import Callback, Measurement, Restoration, StepInfo, choose, restoration
 from codiffuse.methods.steps import ReverseProcess, check_counts, check_kernel_fits, lift, lower, part_of_run
 from codiffuse.methods.variables import Variable

@@ -1,7 +1,6 @@
-"""The zoo: priors as folders of `model.safetensors`, `config.yaml` and a model card.
+"""The zoo: priors as folders of `model.safetensors`, `config.yaml` (a spec) and a model card, loaded by name.
 
-A `spec` is the plain dictionary in `config.yaml`: it names a class for each part of a prior and its arguments. Classes
-are looked up in the tables below, never imported from a path, so a downloaded folder cannot run code.
+The same functions take the file of a published checkpoint for a name.
 """
 
 from __future__ import annotations
@@ -15,54 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from codiffuse.errors import InputError
-from codiffuse.networks.dncnn import DnCNN, FFDNet
-from codiffuse.networks.unet import UNet
-from codiffuse.priors.parameterizations import EdmPrediction, EpsPrediction, VPrediction, X0Prediction
-from codiffuse.priors.prior import LogSigmaTime, Prior, StepIndexTime
-from codiffuse.schedule import cosine_schedule, linear_schedule
-from codiffuse.spaces import ImageSpace, KernelSpace, TiltSpace
-
-SCHEMA = 1
-NETWORKS = {cls.__name__: cls for cls in (UNet, DnCNN, FFDNet)}
-PARAMETERIZATIONS = {cls.__name__: cls for cls in (EpsPrediction, VPrediction, X0Prediction, EdmPrediction)}
-SPACES = {cls.__name__: cls for cls in (ImageSpace, KernelSpace, TiltSpace)}
-TIMES = {
-    "LogSigmaTime": LogSigmaTime,
-    "LinearStepTime": lambda num_steps=1000: StepIndexTime(linear_schedule(num_steps)),
-    "CosineStepTime": lambda num_steps=1000: StepIndexTime(cosine_schedule(num_steps)),
-}
-
-
-def build(spec: Mapping[str, Any]) -> nn.Module:
-    """An untrained prior or kernel denoiser.
-
-    Args:
-        spec: `kind` is `prior` (a `Prior`, from `network`, `parameterization`, `time`, `space`, `learned_variance`) or
-            `kernel_denoiser` (a network `(kernel, sigma) -> kernel`, from `network`). Each part is a mapping with the
-            class's `name` and its arguments.
-
-    Raises:
-        InputError: unknown kind, name or argument, or a newer schema.
-    """
-    if spec.get("schema", SCHEMA) not in range(1, SCHEMA + 1):
-        raise InputError(f"Expected a zoo config of schema <= {SCHEMA}, got {spec['schema']!r}; update codiffuse.")
-    kind = spec.get("kind")
-    if kind == "kernel_denoiser":
-        return _part(NETWORKS, spec, "network")
-    if kind == "prior":
-        return Prior(
-            _part(NETWORKS, spec, "network"),
-            _part(PARAMETERIZATIONS, spec, "parameterization"),
-            _part(TIMES, spec, "time"),
-            _part(SPACES, spec, "space"),
-            bool(spec.get("learned_variance", False)),
-        )
-    raise InputError(f"Expected kind 'prior' or 'kernel_denoiser' in a zoo config, got {kind!r}.")
-
-
-def network_of(model: nn.Module) -> nn.Module:
-    """The network whose weights a zoo folder holds."""
-    return model.network if isinstance(model, Prior) else model
+from codiffuse.priors import checkpoints
+from codiffuse.priors.prior import Prior
+from codiffuse.priors.spec import SCHEMA, build, load_weights, network_of
 
 
 def zoo_dirs() -> list[Path]:
@@ -77,16 +31,33 @@ def zoo_names() -> list[str]:
 
 
 def find(name: str | Path) -> Path:
-    """The folder of a zoo entry, by name or path.
+    """The folder of a zoo entry, by name or path, or the file of a published checkpoint.
 
     Raises:
-        InputError: no such entry; the message lists the known ones.
+        InputError: no such entry; the message lists the known ones, or tells who publishes files of this name.
     """
     for folder in [root / str(name) for root in zoo_dirs()] + [Path(name)]:
         if (folder / "config.yaml").is_file():
             return folder
+    if checkpoints.is_name(name):
+        return checkpoints.find(name)
     known = ", ".join(zoo_names()) or "none"
-    raise InputError(f"Expected a zoo name ({known}) or a folder with config.yaml, got {str(name)!r}.")
+    raise InputError(
+        f"Expected a zoo name ({known}), a folder with config.yaml or a published checkpoint (.pt, .pth), got "
+        f"{str(name)!r}."
+    )
+
+
+def files(source: Path) -> list[Path]:
+    """The files that decide what `find` has found."""
+    return [source / "config.yaml", source / "model.safetensors"] if source.is_dir() else [source]
+
+
+def read(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Spec and weights, float32, of what `find` has found."""
+    if (source / "config.yaml").is_file():
+        return read_spec(source), read_weights(source)
+    return checkpoints.spec_and_weights(source)
 
 
 def read_spec(folder: Path) -> dict[str, Any]:
@@ -106,10 +77,10 @@ def read_spec(folder: Path) -> dict[str, Any]:
 def load(
     name: str | Path, kind: str | None = None, device: str | torch.device = "cpu", precision: str = "float32"
 ) -> nn.Module:
-    """Load a zoo entry, frozen and in evaluation mode.
+    """Load a zoo entry or a published checkpoint, frozen and in evaluation mode.
 
     Args:
-        name: a shipped name, or a folder made by `codiffuse export`.
+        name: a shipped name, a folder made by `codiffuse export`, or a file such as `ffhq_10m.pt`.
         kind: `prior` or `kernel_denoiser` where only that will do.
         device: where its weights go.
         precision: `float32` or `bfloat16`, of a prior's network; everything around it stays float32.
@@ -117,17 +88,24 @@ def load(
     Raises:
         InputError: unknown name, wrong kind, or weights that do not fit the config.
     """
-    folder = find(name)
-    spec = read_spec(folder)
-    if kind and spec.get("kind") != kind:
-        raise InputError(f"Expected a zoo entry of kind {kind!r}, got {folder.name!r} of kind {spec.get('kind')!r}.")
-    model = build(spec)
-    load_weights(network_of(model), read_weights(folder), folder)
     if precision not in ("float32", "bfloat16"):
         raise InputError(f"Expected precision float32 or bfloat16, got {precision!r}.")
+    model = _loaded(find(name), kind)
     if isinstance(model, Prior):
         model.autocast = precision == "bfloat16"
     return model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+
+
+def _loaded(source: Path, kind: str | None) -> nn.Module:
+    """On the CPU, and the only holder of its weights: published ones have up to 2.2 GB."""
+    spec, weights = read(source)
+    if kind and spec.get("kind") != kind:
+        raise InputError(
+            f"Expected a zoo entry or checkpoint of kind {kind!r}, got {source.name!r} of kind {spec.get('kind')!r}."
+        )
+    model = build(spec, network_device="meta")
+    load_weights(network_of(model), weights, source)
+    return model
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -144,19 +122,6 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         raise InputError(f"Expected a safetensors file at {path}, got an unreadable one ({error}).") from error
 
 
-def load_weights(network: nn.Module, weights: Mapping[str, Tensor], origin: Path) -> None:
-    """Strict load that names the first key which does not fit."""
-    own = network.state_dict()
-    for key in sorted(own.keys() | weights.keys()):
-        if key not in weights or key not in own:
-            where = "is missing in" if key not in weights else "is not part of the network but in"
-            raise InputError(f"Expected matching weights: {key!r} {where} {origin}; is it another architecture?")
-        if own[key].shape != weights[key].shape:
-            expected, got = tuple(own[key].shape), tuple(weights[key].shape)
-            raise InputError(f"Expected {key!r} of shape {expected}, got {got} in {origin}: another architecture?")
-    network.load_state_dict(weights)
-
-
 def save(folder: Path, spec: Mapping[str, Any], weights: Mapping[str, Tensor], card: str) -> None:
     """Write a zoo folder; weights are stored as float16, half the size at no measured cost."""
     import yaml
@@ -170,20 +135,6 @@ def save(folder: Path, spec: Mapping[str, Any], weights: Mapping[str, Tensor], c
     (folder / "README.md").write_text(card)
 
 
-def _part(table: Mapping[str, Any], spec: Mapping[str, Any], part: str) -> Any:
-    named = spec.get(part) or {}
-    if not isinstance(named, Mapping):
-        raise InputError(f"Expected {part} to be a mapping with a name, got {named!r}.")
-    arguments = dict(named)
-    name = arguments.pop("name", None)
-    if not isinstance(name, str) or name not in table:
-        raise InputError(f"Expected {part}.name to be one of {', '.join(table)}, got {name!r}.")
-    try:
-        return table[name](**arguments)
-    except TypeError as error:
-        raise InputError(f"Expected arguments of {name} in {part}: {error}.") from error
-
-
 def count_parameters(model: nn.Module) -> int:
     """Number of weights."""
     return sum(p.numel() for p in model.parameters())
@@ -195,21 +146,11 @@ def checkpoint_spec_and_weights(path: Path) -> tuple[dict[str, Any], dict[str, T
     Raises:
         InputError: the file is missing, is not one of this project's, or holds pickled objects.
     """
-    from pickle import UnpicklingError
-
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"Expected a checkpoint at {path}, found none.") from None
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        raise InputError(
-            f"Expected a checkpoint of plain tensors at {path}; it is damaged or holds pickled objects, which could "
-            "run code, so it was not loaded. Make another with train.py."
-        ) from error
+    checkpoint = checkpoints.load_plain(path, "make another with train.py")
     hyper = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else {}
     if not isinstance(hyper.get("spec"), dict) or "state_dict" not in checkpoint:
         raise InputError(f"Expected a checkpoint written by train.py at {path}, got one without model and weights.")
-    model = build(hyper["spec"])
+    model = build(hyper["spec"], network_device="meta")  # to see whether the weights fit
     prefix = "model.network." if isinstance(model, Prior) else "model."
     state = checkpoint["state_dict"]
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

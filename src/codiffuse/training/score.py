@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -53,9 +54,14 @@ class ScoreModule(TrainingModule):
         self.save_hyperparameters()
         if noise_law not in ("log_normal", "uniform_steps"):
             raise InputError(f"Expected noise_law log_normal or uniform_steps, got {noise_law!r}.")
-        self.noise_law, self.bound = noise_law, VariationalBound(linear_schedule())
+        self.noise_law = noise_law
         self.log_sigma_mean, self.log_sigma_std = log_sigma_mean, log_sigma_std
         self.uniform_share, self.sigma_range = uniform_share, sigma_range
+
+    @cached_property
+    def bound(self) -> VariationalBound:
+        """Of the chain that samplers run."""
+        return VariationalBound(linear_schedule())
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         generator = self.step_generator(batch_idx)
