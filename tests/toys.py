@@ -15,7 +15,7 @@ from codiffuse.operators.blur import BlurOperator
 from codiffuse.operators.noise import GaussianNoise
 from codiffuse.priors.parameterizations import EdmPrediction, X0Prediction
 from codiffuse.priors.prior import LogSigmaTime, Prior
-from codiffuse.spaces import ImageSpace
+from codiffuse.spaces import ImageSpace, KernelSpace
 
 # A prior small enough to train in a test, as in a zoo `config.yaml`.
 TINY_PRIOR_SPEC = {
@@ -47,25 +47,29 @@ SHORT_RUN_STEPS = 8 * 2 + 1 + 1 + 3
 
 
 class GaussianDenoiser(nn.Module):
-    """E[x0 | x_t] of x0 ~ N(0, variance I): the network of an exact `X0Prediction` prior."""
+    """E[x0 | x_t] of x0 ~ N(mean, variance I): the network of an exact `X0Prediction` prior."""
 
-    in_channels = 3
-
-    def __init__(self, variance: float) -> None:
+    def __init__(self, variance: float, mean: float = 0.0, channels: int = 3) -> None:
         super().__init__()
-        self.variance = variance
+        self.variance, self.mean, self.in_channels = variance, mean, channels
         self.weight = nn.Parameter(torch.ones(()))
 
     def forward(self, x_t: Tensor, log_sigma: Tensor) -> Tensor:
         sigma2 = (log_sigma.double() / 125).exp()
         alpha_bar = (1 / (1 + sigma2)).reshape(-1, 1, 1, 1).to(x_t)
         gain = self.variance * alpha_bar.sqrt() / (1 - alpha_bar + alpha_bar * self.variance)
-        return self.weight * gain * x_t
+        return self.mean + self.weight * gain * (x_t - alpha_bar.sqrt() * self.mean)
 
 
 def gaussian_prior(variance: float) -> Prior:
     """The exact prior of white Gaussian images around mid-gray; `variance` in [-1, 1] units."""
     return Prior(GaussianDenoiser(variance), X0Prediction(), LogSigmaTime(), ImageSpace()).frozen()
+
+
+def gaussian_kernel_prior(variance: float = 0.05, mean: float = -0.5) -> Prior:
+    """A prior of kernels whose pixels are independent, in [-1, 1] units; its exact denoiser."""
+    network = GaussianDenoiser(variance, mean, channels=1)
+    return Prior(network, X0Prediction(), LogSigmaTime(), KernelSpace()).frozen()
 
 
 def tiny_prior(seed: int = 0) -> Prior:

@@ -166,10 +166,10 @@ class BlindDPS:
 
     def _shapes(self, measurement: Measurement) -> dict[str, tuple[int, ...]]:
         """`(B, n, C, H, W)` of each variable."""
-        y, operator = measurement.y, measurement.operator
+        y = measurement.y
         _, *size = self.parameters["kernel"].shape(tuple(y.shape[-2:]))
         check_kernel_fits(tuple(size), y)
-        canvas = operator.image_shape(tuple(y.shape[-2:]), kernel_size=tuple(size))
+        canvas = measurement.operator.image_shape(tuple(y.shape[-2:]), kernel_size=tuple(size))
         shapes = {IMAGE: (self.image.prior.channels, *canvas)}
         shapes |= {name: variable.shape(canvas) for name, variable in self.parameters.items()}
         return {name: (len(y), self.num_particles, *shape) for name, shape in shapes.items()}

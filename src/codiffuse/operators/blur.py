@@ -107,8 +107,8 @@ class BlurOperator:
         spectrum = _gram_spectrum(over_image(fourier.kernel_otf(kernel, grid), residual), r2, sigma2)
         return lambda v: irfft2(rfft2(v, s=grid) / spectrum, s=grid)[..., : shape[0], : shape[1]]
 
-    def _iterate(self, gram: LinearMap, residual: Tensor, precondition: LinearMap) -> Tensor:
-        """Solves a Gram system that has no closed form."""
+    def _iterate(self, gram: LinearMap, residual: Tensor, precondition: LinearMap, axes: int = 2) -> Tensor:
+        """Solves a Gram system that has no closed form, whose planes, or with 3 axes pictures, are independent."""
         return conjugate_gradients(
             gram,
             residual,
@@ -116,6 +116,7 @@ class BlurOperator:
             precondition=precondition,
             iterations=self.cg_iterations,
             tolerance=self.cg_tolerance,
+            axes=axes,
         )
 
     def solve_joint_gram(
@@ -143,27 +144,42 @@ class BlurOperator:
         Returns:
             Shaped like `residual`; 0 where the mask is 0.
         """
-        size, shape = (kernel.shape[-2], kernel.shape[-1]), residual.shape[-2:]
+        size = (kernel.shape[-2], kernel.shape[-1])
+        divide = self._inverse_joint_spectrum(residual, r2, sigma2, image, kernel)
         if self.boundary == "circular" and mask is None:
-            X, R = rfft2(image), rfft2(residual)
-            a = _gram_spectrum(fourier.kernel_otf(kernel, shape), r2["image"], sigma2)
-            # B B^T couples the channels of a frequency by one vector: Sherman & Morrison. The kernel is white on its
-            # support, so a frequency has its share of the power.
-            q = over_batch(r2["kernel"] * (size[0] * size[1] / (shape[0] * shape[1])), X)
-            along = (X.conj() * R).sum(1, keepdim=True) * q / (a + q * abs2(X).sum(1, keepdim=True))
-            return irfft2((R - along * X) / a, s=shape)
+            return divide(residual)
         kept = 1 if mask is None else mask
 
         def gram(v: Tensor) -> Tensor:
             blurred = fourier.convolve(self.adjoint(v, kernel=kernel), kernel, self.boundary)
             change = fourier.kernel_adjoint(image, v, self.boundary, size, self.pad_value)
             shaken = fourier.convolve(image, change, self.boundary, self.pad_value)
-            return kept * (over_batch(r2["image"], v) * blurred + over_batch(r2["kernel"], v) * shaken) + (
-                over_batch(sigma2, v) * v
-            )
+            of_unknowns = over_batch(r2["image"], v) * blurred + over_batch(r2["kernel"], v) * shaken
+            return kept * of_unknowns + over_batch(sigma2, v) * v
 
-        divide = self._inverse_spectrum(residual, r2["image"], sigma2, kernel)
-        return self._iterate(gram, kept * residual, lambda v: kept * divide(v))
+        return self._iterate(gram, kept * residual, lambda v: kept * divide(v), axes=3)
+
+    def _inverse_joint_spectrum(
+        self, residual: Tensor, r2: Mapping[str, Tensor], sigma2: Tensor, image: Tensor, kernel: Tensor
+    ) -> LinearMap:
+        """The inverse of the joint Gram matrix by FFT: exact when circular and the kernel as large as the image."""
+        (height, width), (h, w) = residual.shape[-2:], kernel.shape[-2:]
+        grid = (height, width)
+        if self.boundary != "circular":
+            grid = fourier.fast_shape((height + h - 1, width + w - 1))
+        X = rfft2(image, s=grid)
+        a = _gram_spectrum(fourier.kernel_otf(kernel, grid), r2["image"], sigma2)
+        # B B^T joins the channels of a frequency along one vector: Sherman & Morrison. The kernel is white on its
+        # support, so a frequency has that share of the power.
+        q = over_batch(r2["kernel"] * (h * w / (grid[0] * grid[1])), X)
+        along = q / (a + q * abs2(X).sum(1, keepdim=True))
+
+        def divide(v: Tensor) -> Tensor:
+            V = rfft2(v, s=grid)
+            V = (V - along * (X.conj() * V).sum(1, keepdim=True) * X) / a
+            return irfft2(V, s=grid)[..., :height, :width]
+
+        return divide
 
     def guidance_direction(
         self,
