@@ -373,10 +373,7 @@ def test_the_joint_gram_matrix_is_solved(boundary, masked):
     size = (6, 8) if boundary == "circular" and not masked else (3, 4)
     image, kernel = random(1, 2, *operator.image_shape((6, 8), kernel_size=size)), random(1, 1, *size)
     mask = (random(1, 1, 6, 8) > 0.3).double() if masked else None
-    r2, sigma2 = (
-        {"image": torch.tensor([0.3]).double(), "kernel": torch.tensor([0.2]).double()},
-        torch.tensor([0.1]).double(),
-    )
+    r_x2, r_k2, sigma2 = (torch.tensor([value], dtype=torch.float64) for value in (0.3, 0.2, 0.1))
     of_image = torch.autograd.functional.jacobian(lambda x: operator(x, kernel=kernel), image).reshape(96, -1)
     of_kernel = torch.autograd.functional.jacobian(lambda k: operator(image, kernel=k), kernel).reshape(96, -1)
     gram = 0.3 * of_image @ of_image.T + 0.2 * of_kernel @ of_kernel.T + 0.1 * torch.eye(96, dtype=torch.float64)
