@@ -1,0 +1,152 @@
+"""How far the samples of BlindDPS are from the posterior, where that is known.
+
+    python -m benchmarks.blind_toy --plot docs/pictures/blind_toy.svg
+
+One pixel x seen through a filter of unknown density k: y = k x + n, with Gaussian x, k and n, whose score functions are
+exact. The posterior p(x, k | y) is not Gaussian, as of any blind problem; its moments come from quadrature on a grid.
+What is left between them and the moments of the samples is the bias of the approximation of p(y | x_t, k_t): of a point
+(DPS, Theorem 1 of BlindDPS) or of a Gaussian (joint PiGDM).
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from codiffuse.guidance.dps import DPS
+from codiffuse.guidance.joint import JointPiGDM
+from codiffuse.methods.base import Measurement
+from codiffuse.methods.blind_dps import BlindDPS
+from codiffuse.methods.steps import ReverseProcess
+from codiffuse.methods.variables import Variable
+from codiffuse.operators.noise import GaussianNoise
+from codiffuse.priors.parameterizations import X0Prediction
+from codiffuse.priors.prior import LogSigmaTime, Prior
+from codiffuse.randomness import GeneratorNoise
+from codiffuse.spaces import ImageSpace
+
+IMAGE, DENSITY = (0.5, 0.15), (1.0, 0.25)  # mean and standard deviation of x and of k
+GRID = 801  # points along each axis of the quadrature
+REACH = 6  # standard deviations that it covers
+
+
+@dataclass(frozen=True)
+class Filter:
+    """y = k x, pixel by pixel."""
+
+    params: ClassVar[tuple[str, ...]] = ("kernel",)
+
+    def __call__(self, image: Tensor, *, kernel: Tensor) -> Tensor:
+        return kernel * image
+
+    def image_shape(self, y_shape: tuple[int, int], *, kernel_size: tuple[int, int]) -> tuple[int, int]:
+        """That of the measurement."""
+        return y_shape
+
+    def crop_to_frame(self, image: Tensor, *, kernel_size: tuple[int, int]) -> Tensor:
+        """All of it."""
+        return image
+
+    def solve_joint_gram(self, residual, r2, sigma2, *, image, kernel, mask=None) -> Tensor:
+        """(r_x^2 k^2 + r_k^2 x^2 + sigma^2)^-1 r."""
+        spread = r2["image"].reshape(-1, 1, 1, 1) * kernel**2 + r2["kernel"].reshape(-1, 1, 1, 1) * image**2
+        return residual / (spread + sigma2.reshape(-1, 1, 1, 1))
+
+
+@dataclass(frozen=True)
+class DensitySpace:
+    """Coordinates of mean 0 and a standard deviation of 0.5."""
+
+    def encode(self, physical: Tensor) -> Tensor:
+        return (physical - DENSITY[0]) / (2 * DENSITY[1])
+
+    def decode(self, coordinates: Tensor) -> Tensor:
+        return DENSITY[0] + 2 * DENSITY[1] * coordinates
+
+    def unit(self, coordinates: Tensor) -> Tensor:
+        return coordinates.new_full(coordinates.shape[:1], 2 * DENSITY[1])
+
+
+class GaussianDenoiser(nn.Module):
+    """E[x0 | x_t] of x0 ~ N(mean, variance)."""
+
+    in_channels = 1
+
+    def __init__(self, mean: float, variance: float) -> None:
+        super().__init__()
+        self.mean, self.variance = mean, variance
+
+    def forward(self, x_t: Tensor, log_sigma: Tensor) -> Tensor:
+        alpha_bar = (1 / (1 + (log_sigma.double() / 125).exp())).reshape(-1, 1, 1, 1).to(x_t)
+        gain = self.variance * alpha_bar.sqrt() / (1 - alpha_bar + alpha_bar * self.variance)
+        return self.mean + gain * (x_t - alpha_bar.sqrt() * self.mean)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--sigma", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.2])
+    parser.add_argument("--y", type=float, default=0.7)
+    parser.add_argument("--plot", type=Path)
+    arguments = parser.parse_args()
+    print("| sigma | | mean x | std x | mean k | std k | correlation |\n|---|---|---|---|---|---|---|")
+    found = {}
+    for sigma in arguments.sigma:
+        rows = {"posterior": quadrature(arguments.y, sigma)}
+        for name, guidance in guidances().items():
+            rows[name] = moments(*samples(guidance, arguments.y, sigma, arguments.samples, arguments.steps))
+        for name, row in rows.items():
+            print(f"| {sigma:g} | {name} | " + " | ".join(f"{value:.3f}" for value in row) + " |", flush=True)
+        found[sigma] = rows
+    if arguments.plot:
+        arguments.plot.write_text(plot(found))
+
+
+def guidances() -> dict[str, DPS | JointPiGDM]:
+    """What is compared: the point approximation by both of its rules, and the Gaussian one."""
+    variances = {"image": (2 * IMAGE[1]) ** 2, "kernel": 0.25}
+    return {
+        "DPS, likelihood": DPS("likelihood"),
+        "DPS, norm": DPS("norm"),
+        "joint PiGDM": JointPiGDM(variances, zeta="one"),
+    }
+
+
+def samples(guidance: DPS | JointPiGDM, y: float, sigma: float, count: int, steps: int) -> tuple[Tensor, Tensor]:
+    """`(count,)` x and k of BlindDPS."""
+    image = Prior(GaussianDenoiser(2 * IMAGE[0] - 1, (2 * IMAGE[1]) ** 2), X0Prediction(), LogSigmaTime(), ImageSpace())
+    density = Prior(GaussianDenoiser(0.0, 0.25), X0Prediction(), LogSigmaTime(), DensitySpace())
+    process = ReverseProcess(num_steps=steps, clip="none")
+    variable = Variable(density.frozen(), size=1)
+    method = BlindDPS(Variable(image.frozen()), {"kernel": variable}, guidance, process, max_retries=0)
+    measurement = Measurement(torch.full((count, 1, 1, 1), y), GaussianNoise(sigma), Filter())
+    found = method(measurement, noise=GeneratorNoise(list(range(count))))
+    return found.raw["x"].flatten().double(), found.raw["kernel"].flatten().double()
+
+
+def moments(x: Tensor, k: Tensor, weight: Tensor | None = None) -> list[float]:
+    """Means, standard deviations and correlation."""
+    weight = torch.ones_like(x) if weight is None else weight
+    weight = weight / weight.sum()
+    mean_x, mean_k = (weight * x).sum(), (weight * k).sum()
+    var_x, var_k = (weight * (x - mean_x) ** 2).sum(), (weight * (k - mean_k) ** 2).sum()
+    correlation = (weight * (x - mean_x) * (k - mean_k)).sum() / (var_x * var_k).sqrt()
+    return [float(value) for value in (mean_x, var_x.sqrt(), mean_k, var_k.sqrt(), correlation)]
+
+
+def quadrature(y: float, sigma: float) -> list[float]:
+    """Moments of p(x, k | y) on a grid."""
+    axis = torch.linspace(-REACH, REACH, GRID, dtype=torch.float64)
+    x, k = torch.meshgrid(IMAGE[0] + IMAGE[1] * axis, DENSITY[0] + DENSITY[1] * axis, indexing="ij")
+    log_density = -0.5 * (axis[:, None] ** 2 + axis**2 + ((y - k * x) / sigma) ** 2)
+    return moments(x, k, (log_density - log_density.max()).exp())
+
+
+if __name__ == "__main__":
+    main()
