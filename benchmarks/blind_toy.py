@@ -11,6 +11,8 @@ What is left between them and the moments of the samples is the bias of the appr
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -33,6 +35,8 @@ from codiffuse.spaces import ImageSpace
 IMAGE, DENSITY = (0.5, 0.15), (1.0, 0.25)  # mean and standard deviation of x and of k
 GRID = 801  # points along each axis of the quadrature
 REACH = 6  # standard deviations that it covers
+SHOWN = 400  # samples in a picture
+RANGES = (0.0, 1.2), (0.0, 2.0)  # of x and k there
 
 
 @dataclass(frozen=True)
@@ -91,21 +95,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=4000)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--sigma", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.2])
+    parser.add_argument("--sigma", type=float, nargs="+", default=[0.02, 0.1])
     parser.add_argument("--y", type=float, default=0.7)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     print("| sigma | | mean x | std x | mean k | std k | correlation |\n|---|---|---|---|---|---|---|")
-    found = {}
+    panels = []
     for sigma in arguments.sigma:
-        rows = {"posterior": quadrature(arguments.y, sigma)}
+        show(sigma, "posterior", moments(*quadrature(arguments.y, sigma)))
         for name, guidance in guidances().items():
-            rows[name] = moments(*samples(guidance, arguments.y, sigma, arguments.samples, arguments.steps))
-        for name, row in rows.items():
-            print(f"| {sigma:g} | {name} | " + " | ".join(f"{value:.3f}" for value in row) + " |", flush=True)
-        found[sigma] = rows
+            x, k = samples(guidance, arguments.y, sigma, arguments.samples, arguments.steps)
+            show(sigma, name, moments(x, k))
+            panels.append((f"{name}, sigma = {sigma:g}", sigma, x[:SHOWN], k[:SHOWN]))
     if arguments.plot:
-        arguments.plot.write_text(plot(found))
+        arguments.plot.write_text(plot(panels, arguments.y))
+
+
+def show(sigma: float, name: str, row: list[float]) -> None:
+    """Prints a row of the table."""
+    print(f"| {sigma:g} | {name} | " + " | ".join(f"{value:.3f}" for value in row) + " |", flush=True)
 
 
 def guidances() -> dict[str, DPS | JointPiGDM]:
@@ -140,12 +148,53 @@ def moments(x: Tensor, k: Tensor, weight: Tensor | None = None) -> list[float]:
     return [float(value) for value in (mean_x, var_x.sqrt(), mean_k, var_k.sqrt(), correlation)]
 
 
-def quadrature(y: float, sigma: float) -> list[float]:
-    """Moments of p(x, k | y) on a grid."""
+def quadrature(y: float, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+    """x and k on a grid, and p(x, k | y) there, `(GRID, GRID)`; the largest density is 1."""
     axis = torch.linspace(-REACH, REACH, GRID, dtype=torch.float64)
     x, k = torch.meshgrid(IMAGE[0] + IMAGE[1] * axis, DENSITY[0] + DENSITY[1] * axis, indexing="ij")
     log_density = -0.5 * (axis[:, None] ** 2 + axis**2 + ((y - k * x) / sigma) ** 2)
-    return moments(x, k, (log_density - log_density.max()).exp())
+    return x, k, (log_density - log_density.max()).exp()
+
+
+def plot(panels: Sequence[tuple[str, float, Tensor, Tensor]], y: float) -> str:
+    """SVG, a row for each sigma: samples as dots on the region that holds 90 % of the posterior; x right, k up."""
+    side, gap, columns = 200, 28, len(guidances())
+    (low_x, high_x), (low_k, high_k) = RANGES
+
+    def at(x: float, k: float) -> str:
+        return f"{side * (x - low_x) / (high_x - low_x):.1f},{side * (high_k - k) / (high_k - low_k):.1f}"
+
+    drawn = []
+    for index, (title, sigma, xs, ks) in enumerate(panels):
+        left, top = (index % columns) * (side + gap) + gap, (index // columns) * (side + gap) + gap
+        region = "".join(
+            f'<path d="M{at(x, low)} L{at(x, high)}" stroke="#bfdbfe" stroke-width="1.5"/>'
+            for x, low, high in credible_region(y, sigma)
+        )
+        dots = "".join(
+            f'<circle cx="{at(x, k).split(",")[0]}" cy="{at(x, k).split(",")[1]}" r="1.2"/>'
+            for x, k in zip(xs.tolist(), ks.tolist(), strict=True)
+            if low_x < x < high_x and low_k < k < high_k
+        )
+        frame = f'<rect width="{side}" height="{side}" fill="none" stroke="#888"/>'
+        words = f'<text x="{side / 2}" y="-8" text-anchor="middle">{title}</text>'
+        drawn.append(f'<g transform="translate({left},{top})">{region}<g fill="#b45309">{dots}</g>{frame}{words}</g>')
+    width, height = columns * (side + gap) + gap, math.ceil(len(panels) / columns) * (side + gap) + gap
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        f'font-size="12"><rect width="100%" height="100%" fill="white"/>{"".join(drawn)}</svg>\n'
+    )
+
+
+def credible_region(y: float, sigma: float) -> Iterator[tuple[float, float, float]]:
+    """Vertical lines `(x, from k, to k)` through where the posterior is densest, 90 % of it."""
+    x, k, density = quadrature(y, sigma)
+    descending = density.flatten().sort(descending=True).values
+    level = descending[int((descending.cumsum(0) < 0.9 * density.sum()).sum())]
+    for column in range(0, GRID, 4):
+        inside = k[column][density[column] >= level]
+        if len(inside):
+            yield float(x[column, 0]), float(inside.min()), float(inside.max())
 
 
 if __name__ == "__main__":
