@@ -48,8 +48,8 @@ def _no_network(monkeypatch):
 
 @pytest.fixture(scope="session")
 def tiny_zoo(tmp_path_factory) -> Path:
-    """A zoo with the names of the shipped priors, both tiny and untrained."""
-    from toys import TINY_PRIOR_SPEC
+    """A zoo with the names of the shipped priors, all tiny and untrained."""
+    from toys import TINY_KERNEL_SPEC, TINY_PRIOR_SPEC, TINY_TILT_SPEC
 
     from codiffuse.priors import zoo
 
@@ -60,7 +60,13 @@ def tiny_zoo(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("zoo")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for name, spec in (("natural_image", TINY_PRIOR_SPEC), ("kernel_denoiser", denoiser)):
+        for name, spec in {
+            "natural_image": TINY_PRIOR_SPEC,
+            "kernel_denoiser": denoiser,
+            "motion_kernel": TINY_KERNEL_SPEC,
+            "gaussian_kernel": TINY_KERNEL_SPEC,
+            "tilt": TINY_TILT_SPEC,
+        }.items():
             network = zoo.network_of(zoo.build(spec))
             for parameter in network.out.parameters() if spec["kind"] == "prior" else ():
                 torch.nn.init.normal_(parameter, std=0.02)  # an untrained UNet gives zero

@@ -61,6 +61,8 @@ def choices_of(path: Path) -> list[str]:
     }
     if name == "joint_pigdm":
         return ["method=blind_dps"]
+    if choice_of(path) == "operator=turbulence":  # a sample is simulated, which needs a law of the tilts
+        return [choice_of(path), "data=turbulent"]
     if group in inside:
         method, place = inside[group]
         return [f"method={method}", f"{group}@{place}={name}"]

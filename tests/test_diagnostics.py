@@ -97,6 +97,11 @@ def test_residual_correlation_equals_a_sum_over_pairs():
 # Kernels
 
 
+def test_width_is_that_of_an_axis():
+    assert float(consistency.kernel_std(gaussian_kernel(33, 2.0)[None])) == pytest.approx(2, rel=1e-3)
+    assert float(consistency.kernel_std(gaussian_kernel(33, 3.0, ratio=3)[None])) == pytest.approx(5**0.5, rel=1e-2)
+
+
 def test_spread_is_the_standard_deviation_of_place():
     assert consistency.kernel_spread(delta(row=2, column=7)) == 0
     assert float(consistency.kernel_spread(line(length=2))) == pytest.approx(0.5)

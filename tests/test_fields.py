@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from codiffuse.inference.fields import tilt_picture
+from codiffuse.inference.fields import tilt_picture, tilt_pictures
 
 
 def constant(right, down, size=(64, 64)):
@@ -30,6 +30,7 @@ def ink(picture):
         ((30, 90), (90, 270)),
         ((1, 1), (264, 264)),
         ((600, 400), (264, 176)),
+        ((300, 150), (264, 132)),
         ((1, 3000), (1, 264)),
     ],
 )
@@ -88,3 +89,13 @@ def test_what_is_not_finite_is_drawn_as_no_tilt():
     picture = tilt_picture(tilt, 256)
     assert background(picture[:, :128]) == [1, 1, 1]
     assert background(picture[:, 128:]) == [1, 0, 0]
+
+
+def test_fields_to_be_compared_share_a_scale_and_have_no_mean():
+    tilt = torch.randn(2, 32, 32)
+    pictures = tilt_pictures({"tilt": 0.1 * tilt + 7, "none": None, "true_tilt": tilt}, 256)
+    assert list(pictures) == ["tilt", "true_tilt"]
+    faint, strong = ((1 - picture[:, :192].amin(0)).mean() for picture in pictures.values())  # without the wheel
+    assert faint < 0.3 * strong
+    alone = tilt_pictures({"tilt": tilt - 2}, 256)["tilt"]
+    torch.testing.assert_close(alone, pictures["true_tilt"], atol=0.01, rtol=0)

@@ -103,6 +103,20 @@ def test_panel_of_a_large_picture_is_reduced(size):
     assert height <= 2100
 
 
+@pytest.mark.parametrize(("size", "width"), [((40, 48), 288), ((300, 400), 335), ((900, 1400), 335)])
+def test_panel_shows_tilts_as_large_as_the_pictures(size, width):
+    halves = torch.where(torch.arange(size[1]) < size[1] // 2, -2.0, 2.0).expand(2, *size)
+    picture = panel(make_outcome(size=size, truth=True, channels=1, more={"tilt": 0.1 * halves, "true_tilt": halves}))
+    assert picture.shape[-1] <= 2100
+    range_of_colours = picture.amax(0) - picture.amin(0)
+    for least, most in ((0.9, 1.0), (0.05, 0.2)):  # the true tilt, and one ten times paler beside it
+        (columns,) = (((range_of_colours >= least) & (range_of_colours <= most)).float().mean(0) > 0.3).nonzero(
+            as_tuple=True
+        )
+        assert len(columns) == pytest.approx(width, abs=6)
+        assert int(columns[-1] - columns[0]) < len(columns) + 6
+
+
 def test_animation_frames():
     outcome = make_outcome(frames=60, size=(30, 50))
     gif = Image.open(io.BytesIO(animation(outcome.frames)))

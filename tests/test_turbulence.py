@@ -6,9 +6,11 @@ from test_operators import IMAGE_SIZE, KERNEL_SIZES, dense_image_matrix, randn, 
 
 from codiffuse.errors import InputError
 from codiffuse.fourier import BOUNDARIES, convolve
+from codiffuse.guidance.dps import DPS
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.operators.turbulence import TurbulenceOperator
 from codiffuse.operators.warp import warp
+from codiffuse.schedule import linear_schedule
 
 FRAMED = [boundary for boundary in BOUNDARIES if boundary not in ("valid", "unknown")]
 OPERATORS = [TurbulenceOperator(boundary) for boundary in BOUNDARIES]
@@ -111,6 +113,98 @@ def test_recorded_forward_model(fixture_npz):
     torch.testing.assert_close(y, data["turbulence_forward"], rtol=0, atol=1e-5)
     gray = TurbulenceOperator("zero", pad_value=0.5)((data["image"] + 1) / 2, **params)
     torch.testing.assert_close(2 * gray - 1, data["turbulence_forward"], rtol=0, atol=1e-5)
+
+
+def test_dps_needs_nothing_but_the_operator_and_its_adjoint():
+    """The cotangent is minus the gradient of twice the norm of the residual."""
+    operator, image = TurbulenceOperator("reflect"), randn(1, 2, 3, *IMAGE_SIZE).requires_grad_()
+    params = {"kernel": random_kernel((4, 3), batch=1), "tilt": randn(1, 2, *IMAGE_SIZE, seed=3)}
+    y, sigma = randn(1, 1, 3, *IMAGE_SIZE, seed=4), torch.tensor([0.1])
+    norms = (y - operator(image, **params)).flatten(2).norm(dim=2)
+    (gradient,) = torch.autograd.grad(2 * norms.sum(), image)
+    found = DPS().cotangent(operator, y, image.detach(), sigma, linear_schedule().steps()[0], **params)
+    torch.testing.assert_close(found, -gradient)
+
+
+# The joint Gram matrix, which is solved approximately
+
+
+def variances(**values) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor([value], dtype=torch.float64) for name, value in values.items()}
+
+
+SIGMA2 = torch.tensor([0.01], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=repr)
+def test_joint_gram_without_a_tilt_is_that_of_the_blur(operator):
+    image, kernel, mask = randn(1, 2, *IMAGE_SIZE), random_kernel((3, 2), batch=1), None
+    still = torch.zeros(1, 2, *IMAGE_SIZE, dtype=image.dtype)
+    residual = randn(*operator(image, kernel=kernel, tilt=still).shape, seed=2)
+    r2 = variances(image=0.1, kernel=0.02, tilt=0.0)
+    for mask in (None, (randn(1, 1, *residual.shape[-2:], seed=5) > 0).double()):
+        found = operator.solve_joint_gram(residual, r2, SIGMA2, image=image, kernel=kernel, tilt=still, mask=mask)
+        blur = BlurOperator(operator.boundary, operator.pad_value)
+        expected = blur.solve_joint_gram(residual, r2, SIGMA2, image=image, kernel=kernel, mask=mask)
+        torch.testing.assert_close(found, expected)
+
+
+def test_joint_gram_sees_the_picture_where_the_tilt_puts_it():
+    image, kernel, residual = randn(1, 2, 8, 9), random_kernel((3, 2), batch=1), randn(1, 2, 8, 9, seed=2)
+    tilt = torch.tensor([2.0, -1.0], dtype=image.dtype).view(1, 2, 1, 1).expand(1, 2, 8, 9)
+    r2, mask = variances(image=0.1, kernel=0.2, tilt=0.0), torch.ones_like(residual[:, :1])  # no closed form with one
+    moved = image.roll((1, -2), (-2, -1))
+    expected = BlurOperator().solve_joint_gram(residual, r2, SIGMA2, image=moved, kernel=kernel, mask=mask)
+    for order in ("tilt_then_blur", "blur_then_tilt"):
+        operator = TurbulenceOperator("circular", order=order)
+        found = operator.solve_joint_gram(residual, r2, SIGMA2, image=image, kernel=kernel, tilt=tilt, mask=mask)
+        torch.testing.assert_close(found, expected)
+
+
+def smooth(channels, size=12, seed=0):
+    """A field that varies over about four pixels, in [0, 1]."""
+    coarse = torch.rand(1, channels, size // 4, size // 4, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse.double(), (size, size), mode="bicubic", align_corners=True)
+
+
+@pytest.mark.parametrize("order", ["tilt_then_blur", "blur_then_tilt"])
+def test_joint_gram_is_symmetric_and_positive(order):
+    operator, image, tilt = TurbulenceOperator("circular", order=order), smooth(2), 1.6 * smooth(2, seed=1) - 0.8
+    kernel, r2 = random_kernel((5, 4), batch=1), variances(image=0.1, kernel=0.02, tilt=0.3)
+    basis = torch.eye(288, dtype=torch.float64).view(288, 1, 2, 12, 12)
+    columns = [operator.solve_joint_gram(e, r2, SIGMA2, image=image, kernel=kernel, tilt=tilt) for e in basis]
+    matrix = torch.stack([column.flatten() for column in columns], 1)
+    torch.testing.assert_close(matrix, matrix.T)
+    assert torch.linalg.eigvalsh(matrix).min() > 0
+
+
+@pytest.mark.parametrize(("order", "tolerance"), [("tilt_then_blur", 0.05), ("blur_then_tilt", 0.25)])
+def test_joint_gram_is_close_to_the_dense_one(order, tolerance):
+    """For a residual such as it expects, within that share of the exact solve; without the tilt's part it is not."""
+    operator = TurbulenceOperator("reflect", order=order)
+    ramp = torch.linspace(0, 2, 12, dtype=torch.float64)
+    image = 0.2 * smooth(1) + ramp + ramp[:, None]  # of about the same slope everywhere, as the mean takes it to be
+    kernel, tilt = random_kernel((3, 3), batch=1), 0.6 * smooth(2, seed=1) - 0.3
+    r2 = variances(image=0.01, kernel=0.001, tilt=0.5)
+    derivatives = torch.autograd.functional.jacobian(
+        lambda x, k, phi: operator(x, kernel=k, tilt=phi), (image, kernel, tilt)
+    )
+    parts = [
+        value * D.reshape(144, -1) @ D.reshape(144, -1).T for value, D in zip(r2.values(), derivatives, strict=True)
+    ]
+    gram = sum(parts) + SIGMA2 * torch.eye(144, dtype=torch.float64)
+    residual = torch.linalg.cholesky(gram) @ randn(144, 1, seed=6)
+    expected = torch.linalg.solve(gram, residual)[:, 0]
+
+    def error(**changed):
+        r2_used = r2 | variances(**changed)
+        found = operator.solve_joint_gram(
+            residual.view(1, 1, 12, 12), r2_used, SIGMA2, image=image, kernel=kernel, tilt=tilt
+        )
+        return float((found.flatten() - expected).norm() / expected.norm())
+
+    assert error() < tolerance
+    assert error(tilt=0.0) > 0.3
 
 
 def test_unusable_options_are_refused():

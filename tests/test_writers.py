@@ -1,5 +1,6 @@
 """What an inference run leaves behind: files, rows, resuming, panel, animation."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -42,6 +43,8 @@ def folder(tmp_path) -> RunFolder:
         ({"n": 1, "channels": 1}, set()),
         ({"more": {"std": torch.rand(3, 40, 48)}}, {"mean.png", "std.png"}),
         ({"more": {"residual": torch.randn(3, 40, 48)}}, {"residual.png"}),
+        ({"more": {"tilt": torch.randn(2, 40, 48)}}, {"tilt.png", "tilt.npy"}),
+        ({"more": {"true_tilt": torch.randn(2, 40, 48)}}, {"true_tilt.png"}),
         ({"more": {"restart_kernels": torch.rand(3, 9, 9), "restart_residuals": [1, 2, 3]}}, {"restarts.png"}),
         ({"more": {"restart_kernels": torch.rand(1, 9, 9), "restart_residuals": [1]}}, set()),
         ({"more": {"windows": [(0, 0, 20, 20)]}}, {"windows.png"}),
@@ -70,6 +73,18 @@ def test_contents_are_what_was_restored(folder):
     assert kernel.shape == (261, 261)  # 29 times 9
     assert kernel.max() == 255
     assert json.loads((images / "trace.json").read_text()) == outcome.trace
+
+
+def test_a_tilt_is_kept_as_it_is_and_drawn_without_its_mean(folder):
+    tilt, shift = torch.randn(2, 40, 48), torch.tensor([3.0, -1.0]).view(2, 1, 1)
+    drawn = []
+    for name, field in (("a", tilt), ("b", tilt + shift)):
+        folder.write(make_outcome(name, more={"tilt": field, "true_tilt": tilt}))
+        images = folder.root / "images" / name
+        np.testing.assert_array_equal(np.load(images / "tilt.npy"), field.numpy())
+        drawn += [np.asarray(Image.open(images / f"{which}.png"), int) for which in ("tilt", "true_tilt")]
+    assert drawn[0].shape == (240, 288, 3)
+    assert all(abs(each - drawn[0]).max() <= 1 for each in drawn)
 
 
 def test_rows_are_strict_json(folder):
@@ -110,6 +125,8 @@ def test_every_file_of_a_run_is_replaced(folder):
         "restart_residuals": [1, 2, 3],
         "windows": [(0, 0, 20, 20)],
         "mask": torch.eye(2000)[None, :40],
+        "tilt": torch.randn(2, 40, 2000),
+        "true_tilt": torch.randn(2, 40, 2000),
     }
     folder.write(make_outcome("a", n=4, size=(40, 2000), frames=2, truth=True, more=more))
     assert len(files_of(folder, "a")) > 20
@@ -175,6 +192,7 @@ def test_failed_image_keeps_what_can_be_drawn(folder):
     outcome = make_outcome("a", status="failed: NaN or infinite values", n=2, frames=2)
     outcome.image[0, 3, 4] = float("nan")
     outcome.kernel.fill_(float("inf"))
+    outcome = dataclasses.replace(outcome, tilt=torch.full((2, 40, 48), float("nan")))
     outcome.frames[1][0].fill_(float("nan"))
     folder.write(outcome)
     expected = {"measurement.png", "mean.png", "std.png", "trace.json", "trace.gif", "panel.png"}

@@ -32,6 +32,15 @@ TINY_PRIOR_SPEC = {
     "time": {"name": "LogSigmaTime"},
     "space": {"name": "ImageSpace"},
 }
+TINY_KERNEL_SPEC = TINY_PRIOR_SPEC | {
+    "network": TINY_PRIOR_SPEC["network"] | {"in_channels": 1, "out_channels": 1},
+    "space": {"name": "KernelSpace"},
+}
+TINY_TILT_SPEC = TINY_PRIOR_SPEC | {
+    "network": TINY_PRIOR_SPEC["network"] | {"in_channels": 2, "out_channels": 2},
+    "parameterization": {"name": "EdmPrediction", "sigma_data": 0.22},
+    "space": {"name": "TiltSpace", "max_tilt_px": 2.5},
+}
 
 
 # Settings that make a run of the default method and pipeline short: eight starts, two refinements, the picture.

@@ -116,7 +116,7 @@ class Schedule:
 def linear_schedule(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
     """The linear schedule of DDPM; the end points are those of 1000 steps and scale with 1000 / num_steps."""
     scale = 1000 / num_steps
-    return _full(torch.linspace(scale * beta_start, scale * beta_end, num_steps, dtype=torch.float64))
+    return _full(torch.linspace(scale * beta_start, scale * beta_end, num_steps, dtype=torch.float64, device="cpu"))
 
 
 def cosine_schedule(num_steps: int = 1000, max_beta: float = 0.999) -> Schedule:
@@ -126,7 +126,7 @@ def cosine_schedule(num_steps: int = 1000, max_beta: float = 0.999) -> Schedule:
         return math.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
 
     betas = [min(1 - alpha_bar((i + 1) / num_steps) / alpha_bar(i / num_steps), max_beta) for i in range(num_steps)]
-    return _full(torch.tensor(betas, dtype=torch.float64))
+    return _full(torch.tensor(betas, dtype=torch.float64, device="cpu"))
 
 
 def spread(per_image: Tensor, like: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ def add_noise(x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
 
 
 def _full(betas: Tensor) -> Schedule:
-    return Schedule(betas, torch.arange(len(betas)), len(betas))
+    return Schedule(betas, torch.arange(len(betas), device=betas.device), len(betas))
 
 
 def _spread_steps(steps: int, available: int, power: float) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,10 +19,13 @@ from codiffuse.errors import InputError
 from codiffuse.fourier import Size
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.operators.noise import GaussianNoise
+from codiffuse.operators.turbulence import TurbulenceOperator
 from codiffuse.randomness import derive_seed
 from codiffuse.simulate.mixture import KernelLaw
+from codiffuse.simulate.turbulence import KolmogorovTilts, PatchTilts
 
 SAMPLE_SIGMA = 5 / 255  # noise of the packaged samples, which are blurred here
+TiltLaw = PatchTilts | KolmogorovTilts
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Sample:
         sigma: noise level in [0, 1] units.
         truth: `(C, H, W)`.
         kernel: `(1, h, w)`, the true one.
+        tilt: `(2, H, W)` in pixels, the true one, within the frame.
         notes: what was done to the picture on reading, in words.
         mask: `(1, H, W)`, 1 for the pixels of y that count, 0 for saturated ones; `None` counts all.
         input_hash: of the picture that y was read or made from; `None` where that is no file.
@@ -48,6 +52,7 @@ class Sample:
     notes: tuple[str, ...] = ()
     mask: Tensor | None = None
     input_hash: str | None = None
+    tilt: Tensor | None = None
 
 
 class MeasurementSource(Protocol):
@@ -103,6 +108,8 @@ class Photographs:
 class SimulatedBlur:
     """Sharp pictures, blurred by a random kernel and noise that depend on the seed and the picture's name alone.
 
+    An operator with a tilt moves their pixels about, too, by a random field.
+
     Args:
         sources: the sharp pictures.
         law: of the kernels.
@@ -111,7 +118,11 @@ class SimulatedBlur:
         crop: side of the measurement, cut from the centre, px; `None` keeps the picture whole. For `valid` and
             `unknown` the measurement is that of a larger region: its border is blurred with what lies beyond.
         gray: turn the pictures gray first.
-        seed: of kernels and noise.
+        seed: of kernels, tilts and noise.
+        tilt_law: of the tilt fields, for an operator that has one; its `size` becomes that of the picture.
+
+    Raises:
+        InputError: no noise level; an operator with a tilt but no law of it, or the other way round.
     """
 
     def __init__(
@@ -119,15 +130,17 @@ class SimulatedBlur:
         sources: Sequence[Source],
         law: KernelLaw,
         sigma: float | None,
-        operator: BlurOperator,
+        operator: BlurOperator | TurbulenceOperator,
         crop: int | None = None,
         gray: bool = False,
         seed: int = 0,
+        tilt_law: TiltLaw | None = None,
     ) -> None:
         if sigma is None:
             raise InputError("Expected a noise level for pictures that are blurred here, got none; set sigma=5/255.")
         _check_sigma(sigma)
-        self.law, self.sigma, self.operator = law, sigma, operator
+        _check_tilt_law(tilt_law, operator)
+        self.law, self.tilt_law, self.sigma, self.operator = law, tilt_law, sigma, operator
         self.crop, self.gray, self.seed = crop, gray, seed
         self._sources = list(sources)
         self.ids = [source.id for source in self._sources]
@@ -135,16 +148,35 @@ class SimulatedBlur:
     def load(self, index: int) -> Sample:
         name, input_hash = self.ids[index], self.input_hash(index)  # as above
         picture = self._sources[index].load()
-        kernel = self.law(np.random.default_rng(derive_seed(self.seed, name, "kernel")))
-        truth = self._prepare(picture, tuple(kernel.shape[-2:]))
-        blurred = self.operator(truth[None], kernel=kernel[None])
+        kernel = self.law(self._rng(name, "kernel"))
+        size = tuple(kernel.shape[-2:])
+        truth = self._prepare(picture, size)
+        params = {"kernel": kernel}
+        if self.tilt_law is not None:
+            params["tilt"] = replace(self.tilt_law, size=tuple(truth.shape[-2:]))(self._rng(name, "tilt"))
+        blurred = self.operator(truth[None], **{key: value[None] for key, value in params.items()})
         generator = torch.Generator().manual_seed(derive_seed(self.seed, name, "noise"))
         y = GaussianNoise(self.sigma)(blurred, generator)[0]
-        truth = self.operator.crop_to_frame(truth, kernel_size=tuple(kernel.shape[-2:]))
-        return Sample(name, y, self.sigma, truth, kernel, picture.notes, input_hash=input_hash)
+
+        def seen(whole: Tensor | None) -> Tensor | None:
+            return None if whole is None else self.operator.crop_to_frame(whole, kernel_size=size)
+
+        return Sample(
+            name,
+            y,
+            self.sigma,
+            seen(truth),
+            kernel,
+            picture.notes,
+            input_hash=input_hash,
+            tilt=seen(params.get("tilt")),
+        )
 
     def input_hash(self, index: int) -> str | None:
         return self._sources[index].input_hash()
+
+    def _rng(self, name: str, purpose: str) -> np.random.Generator:
+        return np.random.default_rng(derive_seed(self.seed, name, purpose))
 
     def _prepare(self, picture: Picture, kernel_size: Size) -> Tensor:
         truth = picture.pixels
@@ -159,17 +191,18 @@ def blurred(
     input: str | Sequence[str],
     law: KernelLaw,
     sigma: float | None,
-    operator: BlurOperator,
+    operator: BlurOperator | TurbulenceOperator,
     crop: int | None = None,
     gray: bool = False,
     limit: int | None = None,
     seed: int = 0,
+    tilt_law: TiltLaw | None = None,
 ) -> SimulatedBlur:
     """Sharp pictures blurred here: `input` is a data set (`bsd100`), or whatever `sources` accepts."""
     is_name = isinstance(input, str) and input.isidentifier() and input != "sample" and not Path(input).exists()
     is_data_set = isinstance(input, str) and (is_name or (data_root() / input).is_dir())
     found = evaluation_set(input, limit) if is_data_set else sources(input)[:limit]
-    return SimulatedBlur(found, law, sigma, operator, crop, gray, seed)
+    return SimulatedBlur(found, law, sigma, operator, crop, gray, seed, tilt_law)
 
 
 def pictures(
@@ -202,6 +235,18 @@ def estimate_sigma(pixels: Tensor) -> float:
 
     estimated = wavelet_estimate(pixels.numpy(), channel_axis=0, average_sigmas=True)
     return max(float(np.nan_to_num(estimated)), 0.5 / 255)
+
+
+def _check_tilt_law(law: TiltLaw | None, operator: BlurOperator | TurbulenceOperator) -> None:
+    if "tilt" in operator.params and law is None:
+        raise InputError(
+            "Expected a law of tilt fields to simulate turbulence with, got none; set data=turbulent or data.tilt_law=."
+        )
+    if "tilt" not in operator.params and law is not None:
+        raise InputError(
+            f"Expected no law of tilt fields for {type(operator).__name__}, which has no tilt, got "
+            f"{type(law).__name__}; set data.tilt_law=null."
+        )
 
 
 def _check_sigma(sigma: float | None) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from codiffuse.errors import InputError
 from codiffuse.fourier import over_image
 from codiffuse.operators.blur import BlurOperator
+from codiffuse.operators.turbulence import TurbulenceOperator
 from codiffuse.schedule import Step
 
 
@@ -40,26 +41,26 @@ class DPS:
 
     def cotangent(
         self,
-        operator: BlurOperator,
+        operator: BlurOperator | TurbulenceOperator,
         y: Tensor,
         x0: Tensor,
         sigma: Tensor,
         step: Step,
         *,
-        kernel: Tensor,
         mask: Tensor | None = None,
         y_hat: Tensor | None = None,
         x0_hat: Tensor | None = None,
+        **params: Tensor,
     ) -> Tensor:
         """A^T (y - A x0) over sigma^2 (`likelihood`) or over half the particle's residual norm (`norm`).
 
-        A `mask` `(B, 1, H', W')` is 0 where a pixel of y does not count.
+        A `mask` `(B, 1, H', W')` is 0 where a pixel of y does not count; `params` are those of the operator.
         """
-        residual = y - operator(x0, kernel=kernel)
+        residual = y - operator(x0, **params)
         if mask is not None:
             residual = residual * over_image(mask, residual)
         variance = sigma.square().reshape(-1, 1, 1, 1, 1).expand_as(residual)
-        return operator.adjoint(self.weigh(residual, variance), kernel=kernel)
+        return operator.adjoint(self.weigh(residual, variance), **params)
 
     def weigh(self, residual: Tensor, variance: Tensor, **_: object) -> Tensor:
         """What the derivatives of A take back: minus the gradient of the data term in A x.

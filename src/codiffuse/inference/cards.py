@@ -23,7 +23,13 @@ CHECKS = {
     "windows": "The parts of the measurement that the kernel was estimated from",
     "saturated": "Pixels left out because they are clipped (orange)",
 }
-DOWNLOADS = "restored.png measurement.png std.png residual.png panel.png kernel.npy trace.json".split()
+# The same for the tilt of an operator that has one.
+TILTS = {
+    "tilt": "Estimated tilt: where each part of the picture was moved from. Arrows are enlarged, full colour is the "
+    "length at the wheel, and a shift of the whole is left out.",
+    "true_tilt": "True tilt",
+}
+DOWNLOADS = "restored.png measurement.png std.png residual.png panel.png kernel.npy tilt.npy trace.json".split()
 
 # Columns of a row in the order of the page: what a person calls them, and how a value is printed.
 COLUMNS = {
@@ -36,6 +42,10 @@ COLUMNS = {
     "lpips": ("Perceived difference (LPIPS, 0 is best)", "{:.3f}"),
     "kernel_mnc": ("Kernel match (MNC, 1 is best)", "{:.3f}"),
     "kernel_mse": ("Kernel error (MSE, 0 is best)", "{:.2e}"),
+    "kernel_std": ("Width of the kernel (rms)", "{:.2f} px"),
+    "kernel_std_true": ("Width of the true kernel (rms)", "{:.2f} px"),
+    "tilt_epe": ("Tilt error (EPE, 0 is best)", "{:.3f} px"),
+    "tilt_epe_zero": ("Tilt error of no tilt at all", "{:.3f} px"),
     "reblur": ("Residual beyond the noise (0 is best)", "{:+.2e}"),
     "trust": ("Chance of a better picture (estimated)", "{:.2f}"),
     "sigma": ("Noise level (white is 1)", "{:.4f}"),
@@ -72,7 +82,13 @@ def card(root: Path, row: dict[str, Any], anchor: str) -> str:
     numbers = {name: value for name, value in (row | {"gain": gain(row)}).items() if isinstance(value, int | float)}
     estimated = "No blur was assumed" if "sharp" in (row.get("flags") or ()) else "Estimated kernel"
     kernels = pictures.figure("kernel", estimated) + pictures.figure("true_kernel", "True kernel")
-    beside = [_div("kernels", kernels), pictures.restarts(row.get("restart_matches") or ()), pictures.animation()]
+    tilts = "".join(pictures.figure(name, caption) for name, caption in TILTS.items())
+    beside = [
+        _div("kernels", kernels),
+        _div("kernels tilts", tilts),
+        pictures.restarts(row.get("restart_matches") or ()),
+        pictures.animation(),
+    ]
     checks = [pictures.figure(name, caption) for name, caption in CHECKS.items()]
     facts = [
         pictures.residual_curve(row.get("sigma")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +25,21 @@ MIN_FONT_SIZE = 9
 Point = tuple[float, float]  # x, y
 
 
-def tilt_picture(tilt: Tensor, side: int) -> Tensor:
+def tilt_pictures(tilts: Mapping[str, Tensor | None], side: int) -> dict[str, Tensor]:
+    """Pictures of the tilt fields of one image, to be compared: on one scale, and each without its mean.
+
+    The mean is a shift of the whole picture, which the measurement does not tell from a shift of the scene.
+
+    Args:
+        tilts: by name, (2, H, W) in px; of those that are `None` there is no picture.
+        side: see `tilt_picture`.
+    """
+    fields = {name: tilt - tilt.mean((-2, -1), keepdim=True) for name, tilt in tilts.items() if tilt is not None}
+    scale = max((_full_scale(field) for field in fields.values()), default=1.0)
+    return {name: tilt_picture(field, side, scale) for name, field in fields.items()}
+
+
+def tilt_picture(tilt: Tensor, side: int, scale: float | None = None) -> Tensor:
     """(3, H', W') in [0, 1] of a tilt field (2, H, W) in px, its longer side about `side` px.
 
     The hue is the direction, white is no tilt, and full colour the length in px that stands at the wheel, which nearly
@@ -34,13 +49,14 @@ def tilt_picture(tilt: Tensor, side: int) -> Tensor:
     Args:
         tilt: channel 0 to the right, channel 1 downwards; not finite values are drawn as no tilt.
         side: enlarged by the whole number that comes nearest, larger fields are reduced to fit.
+        scale: the length of full colour, px; `None` finds one.
     """
     from PIL import Image
 
     tilt = tilt.float().cpu().nan_to_num(0, 0, 0)
-    zoom, scale = side / max(tilt.shape[-2:]), _full_scale(tilt)
+    zoom, scale = side / max(tilt.shape[-2:]), scale or _full_scale(tilt)
     shown = tilt / scale
-    if round(zoom) < 1:
+    if zoom < 1:
         shown = F.adaptive_avg_pool2d(shown, tuple(max(1, round(zoom * length)) for length in tilt.shape[-2:]))
     canvas = to_image(enlarged(_colours(shown), max(1, round(zoom)) * SMOOTH))
     _draw_arrows(canvas, tilt / scale)

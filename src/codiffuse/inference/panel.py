@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from codiffuse.inference.fields import tilt_pictures
 from codiffuse.inference.pictures import (
     FRAME_COLOUR,
     KERNEL_SIDE,
@@ -32,7 +33,7 @@ BAR_HEIGHT = 4  # how far the run is, below the frames
 
 
 def panel(outcome: Outcome) -> Tensor:
-    """(3, H', W') in [0, 1]: measurement, restoration, truth and spread in a row, the kernels at the right.
+    """(3, H', W') in [0, 1]: measurement, restoration, truth and spread in a row, then kernels and tilts.
 
     What is unknown is left out. Small pictures are enlarged by a whole number, large ones reduced so that the panel
     stays within about `MAX_SIDE` pixels.
@@ -44,6 +45,7 @@ def panel(outcome: Outcome) -> Tensor:
     kernels = _kernel_tiles(outcome, height=columns[0][0][0].height)
     if kernels:
         columns.append(kernels)
+    columns += [[tile] for tile in _tilt_tiles(outcome, side=max(columns[0][0][0].size))]
 
     widths = [max(max(tile.width, math.ceil(font.getlength(text))) for tile, text in column) for column in columns]
     heights = [sum(tile.height + CAPTION_HEIGHT + GAP for tile, _ in column) for column in columns]
@@ -100,7 +102,8 @@ def _picture_tiles(outcome: Outcome) -> list[tuple[Image.Image, str]]:
         pictures.append((spread_picture(outcome.spread), f"spread (white = {WHITE_SPREAD})"))
     present = [(pixels, text) for pixels, text in pictures if pixels is not None]
 
-    room = (MAX_SIDE - KERNEL_SIDE) / len(present) - GAP
+    num_tilts = sum(tilt is not None for tilt in (outcome.tilt, outcome.true_tilt))
+    room = (MAX_SIDE - KERNEL_SIDE) / (len(present) + num_tilts) - GAP
     scale = _panel_scale([pixels for pixels, _ in present], room)
     return [(_scaled(to_image(pixels), scale), text) for pixels, text in present]
 
@@ -115,6 +118,16 @@ def _kernel_tiles(outcome: Outcome, height: int) -> list[tuple[Image.Image, str]
     present = [(kernel, text) for kernel, text in kernels if kernel is not None]
     side = min(KERNEL_SIDE, (height + CAPTION_HEIGHT + GAP) // max(1, len(present)) - CAPTION_HEIGHT - GAP)
     return [(to_image(kernel_picture(kernel, side)), text) for kernel, text in present]
+
+
+def _tilt_tiles(outcome: Outcome, side: int) -> list[tuple[Image.Image, str]]:
+    """Tilt fields, their longer side about `side` pixels, with their captions."""
+    error, of_none = (outcome.row.get(name) for name in ("tilt_epe", "tilt_epe_zero"))
+    known = f"  EPE {error:.3f} px" if error is not None else ""
+    known += f" (no tilt: {of_none:.3f})" if known and of_none is not None else ""
+    captions = {"tilt": f"tilt{known}", "true_tilt": "true tilt"}
+    pictures = tilt_pictures({"tilt": outcome.tilt, "true_tilt": outcome.true_tilt}, side)
+    return [(to_image(picture), captions[name]) for name, picture in pictures.items()]
 
 
 def _decibels(psnr: float | None) -> str:

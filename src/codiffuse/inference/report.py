@@ -57,6 +57,7 @@ def _tiles(summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
         "gain": "in PSNR, at the best shift",
         "psnr_aligned": "at the best shift",
         "kernel_mnc": "of the estimated and the true kernel",
+        "tilt_epe": f"{_mean('tilt_epe_zero', metrics)} for no tilt at all",
     }
     tiles = [
         _tile(label(name), text(name, metrics[name]["mean"]), note, _interval(name, metrics[name]))
@@ -86,6 +87,10 @@ def _trust_tile(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _tile(name: str, value: str, *notes: str) -> str:
     lines = "".join(f"<p>{escape(note)}</p>" for note in notes if note)
     return f'<div class="tile"><h2>{escape(name)}</h2><strong>{escape(value)}</strong>{lines}</div>'
+
+
+def _mean(name: str, metrics: dict[str, Any]) -> str:
+    return text(name, metrics[name]["mean"]) if name in metrics else ""
 
 
 def _interval(name: str, metric: dict[str, Any]) -> str:

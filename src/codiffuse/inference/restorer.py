@@ -22,6 +22,7 @@ from codiffuse.methods.coarse import downsampled
 from codiffuse.metrics.kernel import mnc
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.operators.noise import GaussianNoise
+from codiffuse.operators.turbulence import TurbulenceOperator
 from codiffuse.randomness import GeneratorNoise, derive_seed
 
 
@@ -44,7 +45,7 @@ class Restorer:
 
     method: Method
     name: str
-    operator: BlurOperator
+    operator: BlurOperator | TurbulenceOperator
     scorer: Scorer
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0
@@ -109,10 +110,11 @@ class Restorer:
 
     def _measurement(self, batch: Sequence[Sample]) -> Measurement:
         known = {}
-        if self.method.needs:
-            if any(sample.kernel is None for sample in batch):
-                raise InputError(f"Expected the true kernel for {self.name}, got none; use a blind method.")
-            known = {"kernel": torch.stack([sample.kernel for sample in batch]).to(self.device)}
+        for name in self.operator.params if self.method.needs else ():
+            true = [getattr(sample, name, None) for sample in batch]
+            if any(value is None for value in true):
+                raise InputError(f"Expected the true {name} for {self.name}, got none; use a blind method.")
+            known[name] = torch.stack(true).to(self.device)
         y = torch.stack([sample.y for sample in batch]).to(self.device)
         sigma = torch.tensor([sample.sigma for sample in batch], device=self.device)
         mask = None  # where all pixels count there are closed forms
@@ -124,10 +126,9 @@ class Restorer:
     def _outcome(
         self, sample: Sample, result: Restoration, index: int, seconds: float, recorder: StepRecorder
     ) -> Outcome:
-        image = result.image[index].cpu()
-        kernel = result.params["kernel"][index].cpu()
+        image, params = result.image[index].cpu(), self._within_frame(_params_of(result, index))
         status = result.status[index]
-        if status == "ok" and not bool(torch.isfinite(image).all() and torch.isfinite(kernel).all()):
+        if status == "ok" and not all(bool(torch.isfinite(part).all()) for part in (image, *params.values())):
             status = "failed: NaN or infinite values"
         row: dict[str, Any] = {
             "id": sample.id,
@@ -141,7 +142,7 @@ class Restorer:
         }
         found: dict[str, Any] = {}
         if status == "ok":
-            row |= self.scorer(sample, image, kernel)
+            row |= self.scorer(sample, image, params)
             judged, found = self._judge(sample, result, index)
             row |= judged
         return Outcome(
@@ -149,22 +150,33 @@ class Restorer:
             row=row,
             y=sample.y,
             image=image,
-            kernel=kernel,
+            kernel=params["kernel"],
+            tilt=params.get("tilt"),
             samples=result.samples[index].cpu(),
             mask=sample.mask,
             truth=sample.truth,
             true_kernel=sample.kernel,
+            true_tilt=sample.tilt,
             trace=recorder.trace(index),
             frames=recorder.frames(index),
             **found,
         )
 
+    def _within_frame(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same parameters, the tilt for the pixels of the restored image only."""
+        if "tilt" not in params:
+            return params
+        size = tuple(params["kernel"].shape[-2:])
+        return params | {"tilt": self.operator.crop_to_frame(params["tilt"], kernel_size=size)}
+
     def _judge(self, sample: Sample, result: Restoration, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """What speaks for and against a restoration, without the truth: for its row, and for its outcome."""
-        canvas, kernel = result.canvas()[index].cpu(), result.params["kernel"][index].cpu()
-        residual = sample.y - self.operator(canvas[None], kernel=kernel[None])[0]
-        found: dict[str, Any] = {"residual": residual}
-        if self.method.needs:  # a kernel that was given needs no judgement
+        canvas, params = result.canvas()[index].cpu(), _params_of(result, index)
+        kernel = params["kernel"]
+        predicted = self.operator(canvas[None], **{name: value[None] for name, value in params.items()})
+        found: dict[str, Any] = {"residual": sample.y - predicted[0]}
+        # A kernel that was given needs no judgement, and what is known of judging is about blurs.
+        if self.method.needs or not isinstance(self.operator, BlurOperator):
             return {}, found
         row: dict[str, Any] = {}
         restarts = windows = None
@@ -193,6 +205,11 @@ class Restorer:
         features = {f"feature_{name}": value for name, value in diagnosis.features.items()}
         row |= {"sigma_used": used, "trust": diagnosis.trust, "flags": list(diagnosis.flags)}
         return row | features, found
+
+
+def _params_of(result: Restoration, index: int) -> dict[str, Tensor]:
+    """Parameters of one image of a batch, on the CPU."""
+    return {name: value[index].cpu() for name, value in result.params.items()}
 
 
 def _matches(kernel: Tensor, restarts: Restarts) -> list[float | None]:

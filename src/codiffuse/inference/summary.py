@@ -56,6 +56,7 @@ def closing_lines(summary: dict[str, Any], run_dir: Path) -> str:
         "psnr_aligned": "PSNR after",
         "gain": "gain",
         "kernel_mnc": "kernel match (MNC)",
+        "tilt_epe": "tilt error (EPE, px)",
     }
     known = [(label, summary["metrics"].get(key)) for key, label in names.items()]
     numbers = [f"{label} {value['mean']:.2f}" for label, value in known if value and value["n"]]

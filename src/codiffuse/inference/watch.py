@@ -151,7 +151,7 @@ def step_residual(info: StepInfo, y: Tensor) -> float | None:
     """Rms of y - A x0 after a step, of the first picture of a batch.
 
     A step on a part of the picture knows its measurement. Of others the operator is not known, so the estimate is
-    blurred as it is and compared where no boundary plays a role.
+    blurred as it is and compared where no boundary plays a role; `None` where it has more parameters than a kernel.
 
     Args:
         info: the step.
@@ -163,6 +163,8 @@ def step_residual(info: StepInfo, y: Tensor) -> float | None:
         image = image.mean(1, keepdim=True)
     if info.part is not None:
         return float(info.part.misfit(image, info.params)[0].sqrt())
+    if set(info.params) != {"kernel"}:
+        return None
     if image.shape[-2:] == target.shape[-2:]:
         target = fourier.crop_to_frame(target, tuple(kernel.shape[-2:]))
     if any(side < part for side, part in zip(image.shape[-2:], kernel.shape[-2:], strict=True)):

@@ -19,6 +19,7 @@ from torch import Tensor
 from codiffuse.data.images import write_png
 from codiffuse.data.sources import downscale
 from codiffuse.errors import InputError
+from codiffuse.inference.fields import tilt_pictures
 from codiffuse.inference.files import null_for_nan, to_json, write_bytes, writing_to
 from codiffuse.inference.panel import animation, panel
 from codiffuse.inference.pictures import (
@@ -38,8 +39,10 @@ from codiffuse.inference.uncertainty import FACTOR
 from codiffuse.metrics.uncertainty import predictive_std
 
 ALWAYS = ("measurement.png", "restored.png", "trace.json", "panel.png")  # of an image that is done
-PICTURES = ("measurement restored truth mean std residual kernel true_kernel restarts windows saturated panel").split()
-WRITTEN = {"kernel.npy", "trace.json", "trace.gif"} | {
+PICTURES = (
+    "measurement restored truth mean std residual kernel true_kernel tilt true_tilt restarts windows saturated panel"
+).split()
+WRITTEN = {"kernel.npy", "tilt.npy", "trace.json", "trace.gif"} | {
     f"{name}{end}" for name in PICTURES for end in (".png", "_preview.jpg")
 }  # whatever an image's folder may hold that is ours
 PREVIEW_SIDE, PREVIEW_QUALITY = 1600, 90  # larger pictures get a reduced copy, which is what the report shows
@@ -68,6 +71,8 @@ class Outcome:
         true_kernel: (1, h, w).
         trace: one dict a step: step, alpha_bar, residual (rms of y - A x0).
         frames: (x0 (C, H, W), kernel (1, h, w)) at some steps, for the animation.
+        tilt: (2, H, W) in pixels, estimated, where the operator has one.
+        true_tilt: (2, H, W) in pixels.
     """
 
     id: str
@@ -86,6 +91,8 @@ class Outcome:
     true_kernel: Tensor | None = None
     trace: Sequence[dict[str, float]] = ()
     frames: Sequence[tuple[Tensor, Tensor]] = ()
+    tilt: Tensor | None = None
+    true_tilt: Tensor | None = None
 
     @cached_property
     def spread(self) -> Tensor | None:
@@ -194,7 +201,7 @@ def _presentable(outcome: Outcome) -> Outcome:
     def finite(*parts: Tensor) -> bool:
         return all(bool(torch.isfinite(part).all()) for part in parts)
 
-    found = {name: getattr(outcome, name) for name in ("image", "kernel", "samples", "std", "residual")}
+    found = {name: getattr(outcome, name) for name in ("image", "kernel", "tilt", "samples", "std", "residual")}
     broken = {name: None for name, value in found.items() if value is not None and not finite(value)}
     return dataclasses.replace(outcome, **broken, frames=[frame for frame in outcome.frames if finite(*frame)])
 
@@ -208,9 +215,9 @@ def write_files(folder: Path, outcome: Outcome) -> None:
         if max(pixels.shape[-2:]) > PREVIEW_SIDE:
             write_bytes(folder / f"{name}_preview.jpg", _jpeg(downscale(pixels, PREVIEW_SIDE)))
     if outcome.kernel is not None:
-        array = io.BytesIO()
-        np.save(array, outcome.kernel[0].numpy().astype(np.float32))
-        write_bytes(folder / "kernel.npy", array.getvalue())
+        write_bytes(folder / "kernel.npy", _npy(outcome.kernel[0]))
+    if outcome.tilt is not None:
+        write_bytes(folder / "tilt.npy", _npy(outcome.tilt))
     write_bytes(folder / "trace.json", to_json(outcome.trace))
     if outcome.frames:
         write_bytes(folder / "trace.gif", animation(outcome.frames))
@@ -234,6 +241,7 @@ def _drawings(outcome: Outcome) -> dict[str, Tensor]:
     for name, kernel in (("kernel", outcome.kernel), ("true_kernel", outcome.true_kernel)):
         if kernel is not None:
             drawings[name] = kernel_picture(kernel, KERNEL_SIDE)
+    drawings |= tilt_pictures({"tilt": outcome.tilt, "true_tilt": outcome.true_tilt}, KERNEL_SIDE)
     if outcome.restart_kernels is not None and len(outcome.restart_kernels) > 1:
         drawings["restarts"] = restart_strip(outcome.restart_kernels, outcome.restart_residuals)
     if outcome.windows:
@@ -241,6 +249,12 @@ def _drawings(outcome: Outcome) -> dict[str, Tensor]:
     if outcome.mask is not None and bool((outcome.mask == 0).any()):
         drawings["saturated"] = left_out_picture(outcome.y, outcome.mask)
     return drawings
+
+
+def _npy(values: Tensor) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values.numpy().astype(np.float32))
+    return file.getvalue()
 
 
 def _jpeg(pixels: Tensor) -> bytes:

@@ -15,13 +15,14 @@ from codiffuse.methods.base import Callback, Measurement, Restoration, StepInfo,
 from codiffuse.methods.memory import particles_that_fit
 from codiffuse.methods.steps import ReverseProcess, check_counts, denoise, lift, lower, start_particles, supports_blur
 from codiffuse.operators.blur import BlurOperator
+from codiffuse.operators.turbulence import TurbulenceOperator
 from codiffuse.priors.prior import Prior
 from codiffuse.randomness import NoiseSource
 
 
 @dataclass(frozen=True)
 class NonBlind:
-    """Posterior samples of the image, the kernel being known.
+    """Posterior samples of the image, the parameters of the operator being known.
 
     Attributes:
         prior: of the image.
@@ -46,9 +47,12 @@ class NonBlind:
         """Steps of a whole run."""
         return len(self.process.schedule())
 
-    def supports(self, operator: BlurOperator) -> str | None:
+    def supports(self, operator: BlurOperator | TurbulenceOperator) -> str | None:
         """`None`, or why not."""
-        return supports_blur(operator)
+        if not isinstance(operator, TurbulenceOperator) or not isinstance(self.guidance, DPS):
+            return supports_blur(operator)
+        # The true tilt of a picture is known for the frame.
+        return "needs the tilt beyond the frame (boundary=circular does not)" if operator.has_canvas else None
 
     @torch.no_grad()
     def __call__(
@@ -59,16 +63,18 @@ class NonBlind:
         init: dict[str, Tensor] | None = None,
         callback: Callback | None = None,
     ) -> Restoration:
-        """Restore `measurement.y` with `measurement.known["kernel"]`.
+        """Restore `measurement.y` with the parameters `measurement.known` of its operator, such as `kernel`.
 
         Raises:
-            InputError: no kernel is known.
+            InputError: one of them is not known.
         """
-        if "kernel" not in measurement.known:
-            raise InputError("Expected a known kernel for a non-blind method, got none; use a blind method.")
-        operator, kernel = measurement.operator, measurement.known["kernel"]
+        operator = measurement.operator
+        for name in operator.params:
+            if name not in measurement.known:
+                raise InputError(f"Expected a known {name} for a non-blind method, got none; use a blind method.")
+        params = {name: measurement.known[name] for name in operator.params}
         y, sigma = lift(measurement.y, self.prior), measurement.sigma
-        size = kernel.shape[-2:]
+        size = params["kernel"].shape[-2:]
         shape = (len(y), self.num_particles, y.shape[1], *operator.image_shape(y.shape[-2:], kernel_size=size))
         y_hat = torch.fft.rfft2(y).unsqueeze(1)
         chunk = self.particle_chunk or particles_that_fit(self.prior, shape)
@@ -83,15 +89,13 @@ class NonBlind:
             image = self.prior.space.decode(x0).clamp(0, 1)
             # Alg. 1, line 4: g = grad log p(y | x_t, K), Eq. 16 or 17.
             cotangent = self.guidance.cotangent(
-                operator, y.unsqueeze(1), image, sigma, step, kernel=kernel, mask=measurement.mask, y_hat=y_hat
+                operator, y.unsqueeze(1), image, sigma, step, **params, mask=measurement.mask, y_hat=y_hat
             )
             gradient = pull_back(self.prior.space.decode_gradient(cotangent))
             # Alg. 1, lines 5-7: the DDPM update with the conditional score.
             z = noise.normal("step", shape, x_t)
             x_t = self.process.advance(x_t, x0 + self.guidance.x0_shift(gradient, step), step, z, fraction)
             if callback:
-                callback(StepInfo(number, len(steps), step.alpha_bar, image, {"kernel": kernel}))
+                callback(StepInfo(number, len(steps), step.alpha_bar, image, params))
 
-        return restoration(
-            measurement, lower(self.prior.space.decode(x_t), measurement.y), {"kernel": kernel}, len(steps)
-        )
+        return restoration(measurement, lower(self.prior.space.decode(x_t), measurement.y), params, len(steps))

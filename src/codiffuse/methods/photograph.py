@@ -101,6 +101,8 @@ class Photograph:
 
     def supports(self, operator: BlurOperator) -> str | None:
         """`None`, or why not."""
+        if "tilt" in operator.params and self.blind.supports(operator) is None:
+            return "restores photographs by a kernel alone, unless pipeline=null"
         return self.blind.supports(operator)
 
     @torch.no_grad()

@@ -1,5 +1,6 @@
 """Scores of images, kernels and tilt fields, one number an image, and the statistics over images."""
 
+from codiffuse.metrics.consistency import kernel_std
 from codiffuse.metrics.field import endpoint_error
 from codiffuse.metrics.image import align, psnr, psnr_aligned, reblur, ssim
 from codiffuse.metrics.kernel import kernel_mse, kernel_shift, mnc
@@ -15,6 +16,7 @@ __all__ = [
     "find_lpips_weights",
     "kernel_mse",
     "kernel_shift",
+    "kernel_std",
     "mnc",
     "paired_difference",
     "psnr",

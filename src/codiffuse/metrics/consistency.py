@@ -4,6 +4,7 @@ Images and residuals are `(B, C, H, W)`, kernels `(B, 1, h, w)`, sets of kernels
 with 1 for the pixels that count. Results are float64, one number an image, `(B,)`; NaN where a number is not defined.
 """
 
+import math
 from itertools import combinations
 
 import torch
@@ -64,6 +65,11 @@ def kernel_spread(kernel: Tensor) -> Tensor:
         mean = (marginal * place).sum(1, keepdim=True)
         variance += (marginal * (place - mean).square()).sum(1)
     return variance.sqrt()
+
+
+def kernel_std(kernel: Tensor) -> Tensor:
+    """Rms width of the kernel along an axis, px: the root of half the trace of its covariance, sigma of a Gaussian."""
+    return kernel_spread(kernel) / math.sqrt(2)
 
 
 def kernel_pixels(kernel: Tensor) -> Tensor:

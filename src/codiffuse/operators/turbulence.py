@@ -4,6 +4,7 @@ The tilt is the first-order part of what the atmosphere does to each point of a 
 (BlindDPS, Eq. 13). Which of the two comes first matters, as they do not commute (Chan, IEEE SPL 2022).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -52,7 +53,7 @@ class TurbulenceOperator:
         BlurOperator(self.boundary, self.pad_value)  # refuses what a blur refuses
         if self.order not in ORDERS:
             raise InputError(f"expected an order among {', '.join(ORDERS)}, got {self.order!r}")
-        if self.order == "blur_then_tilt" and self._has_canvas:
+        if self.order == "blur_then_tilt" and self.has_canvas:
             raise InputError(
                 f"expected order 'tilt_then_blur' with boundary {self.boundary!r}, got 'blur_then_tilt', which reads "
                 "blurred pixels beyond the frame; use boundary=reflect"
@@ -84,6 +85,49 @@ class TurbulenceOperator:
             return warp_adjoint(fourier.correlate(residual, kernel, self.boundary), tilt, self._warp_boundary)
         return fourier.correlate(warp_adjoint(residual, tilt, self._warp_boundary), kernel, self.boundary)
 
+    def solve_joint_gram(
+        self,
+        residual: Tensor,
+        r2: Mapping[str, Tensor],
+        sigma2: Tensor,
+        *,
+        image: Tensor,
+        kernel: Tensor,
+        tilt: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """About `(r_x^2 A A^T + r_k^2 B B^T + r_phi^2 C C^T + sigma2 I)^-1 r`, by the system of a blur.
+
+        B and C are the derivatives in kernel and tilt. For `tilt_then_blur`, B is the blur as a map of the kernel of
+        the picture `T_phi x`, and two approximations remain. T_phi, which moves pixels about, is taken for orthogonal:
+        `A A^T ~ K K^T`. A tilt that is off by d changes `T_phi x` by g . d, with g its gradient, so that
+        `C C^T = K diag(g . g) K^T`; there the mean of g . g over pixels and channels stands for each of its values, as
+        if the channels had a tilt of their own each: r_x^2 grows by r_phi^2 times it. For `blur_then_tilt` T_phi is
+        taken to commute with the blur as well, and C acts on the blurred picture: the noise grows instead.
+
+        Args:
+            residual: `(B, C, H', W')`, shaped like the measurement.
+            r2: variances `(B,)` of `image`, `kernel` and `tilt` (px^2), a pixel, given their estimates.
+            sigma2: `(B,)`, variance of the noise, positive.
+            image: `(B, C, H, W)`, the estimate.
+            kernel: `(B, 1, h, w)`, the estimate.
+            tilt: `(B, 2, H, W)` in pixels, the estimate.
+            mask: `(B, 1, H', W')`, 1 for the pixels that count, 0 for the others; `None` counts all.
+
+        Returns:
+            Shaped like `residual`; 0 where the mask is 0. A symmetric, positive definite map of the residual, up to
+            the tolerance of conjugate gradients.
+        """
+        blur = BlurOperator(self.boundary, self.pad_value)
+        warped = warp(image, tilt, self._warp_boundary, self.pad_value)
+        of_image = r2["image"]
+        if self.order == "tilt_then_blur":
+            of_image = of_image + r2["tilt"] * _mean_square_gradient(warped)
+        else:
+            sigma2 = sigma2 + r2["tilt"] * _mean_square_gradient(blur(warped, kernel=kernel))
+        variances = {"image": of_image, "kernel": r2["kernel"]}
+        return blur.solve_joint_gram(residual, variances, sigma2, image=warped, kernel=kernel, mask=mask)
+
     def image_shape(self, y_shape: Size, *, kernel_size: Size) -> Size:
         """The `(H, W)` of the image, and of the tilt, behind a measurement of this size."""
         return BlurOperator(self.boundary).image_shape(y_shape, kernel_size=kernel_size)
@@ -93,9 +137,15 @@ class TurbulenceOperator:
         return BlurOperator(self.boundary).crop_to_frame(image, kernel_size=kernel_size)
 
     @property
-    def _has_canvas(self) -> bool:
+    def has_canvas(self) -> bool:
+        """Whether image and tilt go on beyond the frame."""
         return self.boundary in ("valid", "unknown")
 
     @property
     def _warp_boundary(self) -> str:
-        return "replicate" if self._has_canvas else self.boundary
+        return "replicate" if self.has_canvas else self.boundary
+
+
+def _mean_square_gradient(image: Tensor) -> Tensor:
+    """`(B,)`: mean over pixels and channels of the squared length of the gradient, a pixel, of `(B, C, H, W)`."""
+    return sum(image.diff(dim=axis).square().mean((1, 2, 3)) for axis in (-2, -1))
