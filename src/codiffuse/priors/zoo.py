@@ -98,13 +98,14 @@ def load(
 
 def _loaded(source: Path, kind: str | None) -> nn.Module:
     """On the CPU, and the only holder of its weights: published ones have up to 2.2 GB."""
-    spec, weights = read(source)
+    is_entry = (source / "config.yaml").is_file()
+    spec, weights = (read_spec(source), None) if is_entry else checkpoints.spec_and_weights(source)
     if kind and spec.get("kind") != kind:
         raise InputError(
             f"Expected a zoo entry or checkpoint of kind {kind!r}, got {source.name!r} of kind {spec.get('kind')!r}."
         )
     model = build(spec, network_device="meta")
-    load_weights(network_of(model), weights, source)
+    load_weights(network_of(model), read_weights(source) if weights is None else weights, source)
     return model
 
 
