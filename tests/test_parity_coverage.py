@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 WAITING = {
-    "BlindDPS": {"blinddps_10steps", "blinddps_guidance", "guided_diffusion_training_loss"},
     "Kernel-Diff": {
         "kerneldiff_6steps",
         "kerneldiff_ops",

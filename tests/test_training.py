@@ -10,12 +10,14 @@ from toys import TINY_PRIOR_SPEC as SPEC
 
 from codiffuse.errors import InputError
 from codiffuse.priors import zoo
+from codiffuse.schedule import add_noise, linear_schedule, tweedie_x0
 from codiffuse.simulate.motion import RandomPathKernels
 from codiffuse.training.datamodules import CountedSampler, image_crops, simulated
 from codiffuse.training.export import export
 from codiffuse.training.kernel_denoiser import KernelDenoiserModule
 from codiffuse.training.run import fit, newest_checkpoint
 from codiffuse.training.score import ScoreModule
+from codiffuse.training.variance import VariationalBound
 
 TRAINER = {
     "accelerator": "cpu",
@@ -173,3 +175,53 @@ def test_ranks_share_the_stream():
     streams = [iter(CountedSampler(10, rank, 3)) for rank in range(3)]
     drawn = [next(stream) for _ in range(4) for stream in streams]
     assert drawn == list(range(10, 22))
+
+
+def test_the_hybrid_loss_is_the_released_one(fixture_npz):
+    recorded = fixture_npz("numeric/guided_diffusion_training_loss.npz")
+    x0, noise, output, steps = (torch.from_numpy(recorded[name]) for name in ("x0", "noise", "model_out", "t"))
+    bound = VariationalBound(linear_schedule())
+    alpha_bar = bound.alpha_bar(steps)
+    assert torch.equal(bound.nearest(alpha_bar), steps)
+    x_t = add_noise(x0, noise, alpha_bar)
+    eps, variance = output.chunk(2, 1)
+    found = bound(x0, x_t, tweedie_x0(x_t, eps, alpha_bar), (variance + 1) / 2, steps)
+    torch.testing.assert_close(found, torch.from_numpy(recorded["hybrid_mse/vb"]), atol=1e-5, rtol=0)
+    mse = (eps - noise).square().flatten(1).mean(1)
+    torch.testing.assert_close(mse + found, torch.from_numpy(recorded["hybrid_mse/loss"]), atol=1e-5, rtol=0)
+
+
+def test_the_bound_trains_the_variance_alone():
+    bound, generator = VariationalBound(linear_schedule()), torch.Generator().manual_seed(0)
+    x0 = torch.rand(3, 1, 4, 4, generator=generator) * 2 - 1
+    x0_hat, fraction = torch.zeros_like(x0, requires_grad=True), torch.full_like(x0, 0.5, requires_grad=True)
+    bound(x0, x0, x0_hat, fraction, torch.tensor([1, 300, 999])).sum().backward()
+    assert x0_hat.grad is None
+    assert bool((fraction.grad != 0).all())
+
+
+@pytest.mark.parametrize("law", ["log_normal", "uniform_steps"])
+def test_a_learned_variance_is_trained_at_steps_of_the_chain(law):
+    spec = {
+        "kind": "prior",
+        "network": SPEC["network"] | {"in_channels": 1, "out_channels": 2},
+        "parameterization": {"name": "EdmPrediction"},
+        "time": {"name": "LogSigmaTime"},
+        "space": {"name": "KernelSpace"},
+        "learned_variance": True,
+    }
+    module = ScoreModule(spec, noise_law=law)
+    alpha_bar = module.draw_alpha_bar(64, torch.Generator().manual_seed(0))
+    chain = linear_schedule().alpha_bar
+    assert bool(torch.isin(alpha_bar, chain).all())
+    kernels = torch.rand(64, 1, 8, 8) / 32
+    loss = module.loss(kernels, alpha_bar, torch.Generator().manual_seed(0))
+    assert loss.shape == (64,)
+    loss.mean().backward()
+    variance_weights = module.model.network.out[-1].weight.grad[1]
+    assert float(variance_weights.abs().sum()) > 0
+
+
+def test_an_unknown_noise_law_is_refused():
+    with pytest.raises(InputError, match="noise_law log_normal or uniform_steps, got 'flat'"):
+        ScoreModule(SPEC, noise_law="flat")
