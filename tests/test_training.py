@@ -197,7 +197,7 @@ def test_the_bound_trains_the_variance_alone():
     x0_hat, fraction = torch.zeros_like(x0, requires_grad=True), torch.full_like(x0, 0.5, requires_grad=True)
     bound(x0, x0, x0_hat, fraction, torch.tensor([1, 300, 999])).sum().backward()
     assert x0_hat.grad is None
-    assert bool((fraction.grad != 0).all())
+    assert bool((fraction.grad[:2] != 0).all())  # at the last step the two variances are the same
 
 
 @pytest.mark.parametrize("law", ["log_normal", "uniform_steps"])
