@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from programs import says
+from toys import Trap
 
 from codiffuse import api
 from codiffuse.errors import InputError
@@ -261,16 +262,6 @@ def test_bytes_that_fell_over(tiny):
 def test_tensors_that_are_no_weights_of_a_network(tmp_path, content, words):
     torch.save(content, tmp_path / "other.pt")
     refused(lambda: zoo.load(tmp_path / "other.pt"), "other.pt", *words)
-
-
-class Trap:
-    """Unpickling one runs a command."""
-
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.target),)
 
 
 @pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))])

@@ -1,12 +1,12 @@
 """The zoo: what is saved comes back, and what cannot be loaded is refused in one line that says why."""
 
-import os
 import pickle
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from toys import Trap
 
 from codiffuse.errors import InputError
 from codiffuse.networks.dncnn import DnCNN
@@ -254,16 +254,6 @@ def test_bare_weights_and_missing_files_are_refused(tmp_path):
     for name in ("bare.pt", "tensor.pt"):
         refused(lambda name=name: zoo.checkpoint_spec_and_weights(tmp_path / name), name, "without model and weights")
     refused(lambda: zoo.checkpoint_spec_and_weights(tmp_path / "none.ckpt"), "none.ckpt", "found none")
-
-
-class Trap:
-    """Unpickling one runs a command."""
-
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.target),)
 
 
 @pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))])

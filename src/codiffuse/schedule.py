@@ -43,6 +43,16 @@ class Step:
         """Weight of x_0 in the mean of q(x_{t-1} | x_t, x_0)."""
         return self.beta * math.sqrt(self.alpha_bar_prev) / (1 - self.alpha_bar)
 
+    @property
+    def score_weight(self) -> float:
+        """Weight of the score in x0-hat (Tweedie's formula), (1 - alpha_bar_t) / sqrt(alpha_bar_t)."""
+        return (1 - self.alpha_bar) / math.sqrt(self.alpha_bar)
+
+    def gaussian_variance(self, data_variance: float) -> float:
+        """Variance of x_0 given x_t, for Gaussian data of a variance v: (1 - abar) v / (1 - abar + abar v)."""
+        noise = 1 - self.alpha_bar
+        return noise * data_variance / (noise + self.alpha_bar * data_variance)
+
 
 @dataclass(frozen=True, eq=False)
 class Schedule:

@@ -35,9 +35,7 @@ def consensus(kernels: Tensor, counts: Tensor, min_agreement: float) -> Tensor:
 def _consensus(kernels: Tensor, min_agreement: float) -> Tensor:
     """`(R, h, w)` to `(1, h, w)`."""
     agreement, rows, columns = match_central(kernels)
-    agreeing = agreement >= min_agreement
-    agreeing[agreement.argmax()] = True
-    return moved(kernels.unsqueeze(1), rows, columns)[agreeing].mean(0)
+    return moved(kernels.unsqueeze(1), rows, columns)[agreement >= min_agreement].mean(0)
 
 
 def match_central(kernels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,6 +53,5 @@ def match_central(kernels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     central = int(agreement.sum(1).argmax())
     best = correlation[:, central].flatten(1).argmax(1)
     rows, columns = best // (2 * w - 1) - (h - 1), best % (2 * w - 1) - (w - 1)
-    found = agreement[:, central].clone()
-    found[central] = 1.0
-    return found, rows, columns
+    agreement[central, central] = 1.0  # of a failed run too
+    return agreement[:, central], rows, columns

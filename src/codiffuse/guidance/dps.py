@@ -81,5 +81,5 @@ class DPS:
         """What guidance adds to x0-hat so that the mean of x_{t-1} moves by `rule` (in ancestral sampling, eta = 1)."""
         weight = self.scale * (1 if self.rule == "constant" else math.sqrt(step.alpha_bar))
         if self.rule == "likelihood":
-            return gradient * (weight * (1 - step.alpha_bar) / math.sqrt(step.alpha_bar))
+            return gradient * (weight * step.score_weight)
         return gradient * (weight / step.x0_weight)

@@ -42,8 +42,7 @@ class JointPiGDM:
 
     def r2(self, name: str, step: Step) -> float:
         """r_t^2 of an unknown, in its diffusion coordinates."""
-        noise, v = 1 - step.alpha_bar, self.data_variance[name]
-        return noise * v / (noise + step.alpha_bar * v)
+        return step.gaussian_variance(self.data_variance[name])
 
     def weigh(
         self,
@@ -73,4 +72,4 @@ class JointPiGDM:
     def x0_shift(self, gradient: Tensor, step: Step) -> Tensor:
         """What guidance adds to x0-hat: zeta (1 - alpha_bar) / sqrt(alpha_bar) gradient."""
         zeta = math.sqrt(step.alpha_bar) if self.zeta == "sqrt_alpha_bar" else 1.0
-        return gradient * (zeta * (1 - step.alpha_bar) / math.sqrt(step.alpha_bar))
+        return gradient * (zeta * step.score_weight)

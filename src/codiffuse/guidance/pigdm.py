@@ -45,10 +45,8 @@ class PiGDM:
         """r_t^2 in [0, 1]^2 units."""
         if self.r2_rule == "beta_tilde":
             return self.r2_scale * step.posterior_variance / (1 + step.posterior_variance)
-        noise = 1 - step.alpha_bar
-        if self.r2_rule == "vp":
-            noise = noise * self.data_variance / (noise + step.alpha_bar * self.data_variance)
-        return self.r2_scale * noise / 4
+        variance = step.gaussian_variance(self.data_variance) if self.r2_rule == "vp" else 1 - step.alpha_bar
+        return self.r2_scale * variance / 4
 
     def cotangent(
         self,
@@ -83,4 +81,4 @@ class PiGDM:
             weight = math.sqrt(step.alpha_bar) * self.r2(step) / math.sqrt(1 + step.posterior_variance)
             return gradient * (weight / step.x0_weight)
         zeta = math.sqrt(step.alpha_bar) if self.zeta == "sqrt_alpha_bar" else 1.0
-        return gradient * (zeta * (1 - step.alpha_bar) / math.sqrt(step.alpha_bar))
+        return gradient * (zeta * step.score_weight)

@@ -164,6 +164,11 @@ class Restoration:
     is_sharp: bool = False
     step_factor: Tensor | None = None
 
+    @property
+    def failed(self) -> Tensor:
+        """`(B,)` bool."""
+        return torch.tensor([status != "ok" for status in self.status], device=self.image.device)
+
     def canvas(self) -> Tensor:
         """`(B, C, H, W)` mean of the samples in [0, 1], on the operator's canvas."""
         return self.raw["x"].clamp(0, 1).mean(1)

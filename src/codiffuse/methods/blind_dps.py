@@ -92,11 +92,10 @@ class BlindDPS:
         """
         found = self._run(measurement, noise, 1.0, callback)
         for retry in range(1, self.max_retries + 1):
-            failed = torch.tensor([status != "ok" for status in found.status], device=measurement.y.device)
-            if not bool(failed.any()):
+            if not bool(found.failed.any()):
                 break
             told = part_of_run(callback, retry * self.num_steps, (retry + 1) * self.num_steps)
-            found = choose(failed, self._run(measurement, noise, 0.5**retry, told), found)
+            found = choose(found.failed, self._run(measurement, noise, 0.5**retry, told), found)
         return found
 
     def _run(

@@ -117,8 +117,7 @@ class BestOfRestarts:
 def residual(measurement: Measurement, found: Restoration) -> Tensor:
     """`(B,)` rms of y - A x over the pixels that count, in units of sigma; infinite for a failed image."""
     rms = measurement.misfit(found.canvas(), found.params).sqrt()
-    failed = torch.tensor([status != "ok" for status in found.status], device=rms.device)
-    return torch.where(failed, torch.inf, (rms / measurement.sigma).nan_to_num(torch.inf))
+    return torch.where(found.failed, torch.inf, (rms / measurement.sigma).nan_to_num(torch.inf))
 
 
 def keep_better(measurement: Measurement, best: Restoration, found: Restoration) -> Restoration:

@@ -100,12 +100,17 @@ class BlurOperator:
 
     def _inverse_spectrum(self, residual: Tensor, r2: Tensor, sigma2: Tensor, kernel: Tensor) -> LinearMap:
         """`(r2 A A^T + sigma2 I)^-1` by FFT: exact when circular, without a mask; else close to it."""
-        shape, (h, w) = residual.shape[-2:], kernel.shape[-2:]
-        grid = shape
-        if self.boundary != "circular":  # the frame cut out of an unbounded scene is the closest that the FFT inverts
-            grid = fourier.fast_shape((shape[0] + h - 1, shape[1] + w - 1))
+        shape = residual.shape[-2:]
+        grid = self._grid(shape, kernel.shape[-2:])
         spectrum = _gram_spectrum(over_image(fourier.kernel_otf(kernel, grid), residual), r2, sigma2)
         return lambda v: irfft2(rfft2(v, s=grid) / spectrum, s=grid)[..., : shape[0], : shape[1]]
+
+    def _grid(self, shape: Size, kernel_size: Size) -> Size:
+        """Of the FFTs that invert a Gram matrix: beyond the frame there is the closest to a scene without bounds."""
+        (height, width), (h, w) = shape, kernel_size
+        if self.boundary == "circular":
+            return height, width
+        return fourier.fast_shape((height + h - 1, width + w - 1))
 
     def _iterate(self, gram: LinearMap, residual: Tensor, precondition: LinearMap, axes: int = 2) -> Tensor:
         """Solves a Gram system that has no closed form, whose planes, or with 3 axes pictures, are independent."""
@@ -164,9 +169,7 @@ class BlurOperator:
     ) -> LinearMap:
         """The inverse of the joint Gram matrix by FFT: exact when circular and the kernel as large as the image."""
         (height, width), (h, w) = residual.shape[-2:], kernel.shape[-2:]
-        grid = (height, width)
-        if self.boundary != "circular":
-            grid = fourier.fast_shape((height + h - 1, width + w - 1))
+        grid = self._grid((height, width), (h, w))
         X = rfft2(image, s=grid)
         a = _gram_spectrum(fourier.kernel_otf(kernel, grid), r2["image"], sigma2)
         # B B^T joins the channels of a frequency along one vector: Sherman & Morrison. The kernel is white on its

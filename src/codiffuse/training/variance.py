@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from codiffuse.priors.prior import StepIndexTime
 from codiffuse.schedule import Schedule, spread
 
 BIN = 1 / 255  # half the distance of two gray levels in [-1, 1]
@@ -25,14 +26,15 @@ class VariationalBound:
     """
 
     schedule: Schedule
+    _index: StepIndexTime = field(init=False, repr=False)
     _tables: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._index = StepIndexTime(self.schedule)
 
     def nearest(self, alpha_bar: Tensor) -> Tensor:
         """`(B,)` the steps whose noise-to-signal ratio is closest to that of `alpha_bar`, on a log scale."""
-        log_noise = ((1 - self.schedule.alpha_bar) / self.schedule.alpha_bar).log().to(alpha_bar.device)
-        wanted = ((1 - alpha_bar) / alpha_bar).log()
-        right = torch.searchsorted(log_noise, wanted).clamp(1, len(log_noise) - 1)
-        return torch.where(log_noise[right] - wanted < wanted - log_noise[right - 1], right, right - 1)
+        return self._index(alpha_bar).round().long()
 
     def alpha_bar(self, steps: Tensor) -> Tensor:
         """`(B,)` float64, of the steps."""
