@@ -126,6 +126,26 @@ def test_results_do_not_depend_on_the_neighbours_but_on_the_seed(folder, tmp_pat
     assert other[2]["psnr"] != everything[2]["psnr"]
 
 
+def test_noise_levels_spread_evenly_over_their_decades(folder):
+    levels = []
+    for seed in range(50):
+        source = SimulatedBlur(sources(folder), GaussianKernels(7), (0.01, 0.1), BlurOperator(), seed=seed)
+        levels += [source.load(index).sigma for index in range(4)]
+    assert min(levels) > 0.01 and max(levels) < 0.1
+    assert np.mean(np.log10(levels)) == pytest.approx(-1.5, abs=0.07)  # three times the error of the mean
+    assert np.std(np.log10(levels)) == pytest.approx(12**-0.5, abs=0.04)
+    sample = source.load(0)
+    assert sample.sigma == source.load(0).sigma
+    noise = sample.y - BlurOperator()(sample.truth[None], kernel=sample.kernel[None])[0]
+    assert float(noise.std()) == pytest.approx(sample.sigma, rel=0.05)
+
+
+@pytest.mark.parametrize("sigma", [(0.1, 0.01), (0.01,), (0.01, 2.0), (0.0, 0.1)])
+def test_noise_levels_out_of_order_or_range(folder, sigma):
+    with pytest.raises(InputError, match="sigma"):
+        SimulatedBlur(sources(folder), GaussianKernels(7), sigma, BlurOperator())
+
+
 # Images that fail
 
 

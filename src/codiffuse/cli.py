@@ -242,7 +242,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("codiffuse.number", _number, replace=True)
     OmegaConf.register_new_resolver("codiffuse.bytes", _bytes, replace=True)
     OmegaConf.register_new_resolver(
-        "codiffuse.or", lambda value, auto: auto if value == "auto" else value, replace=True
+        "codiffuse.or", lambda value, auto: auto if value in ("auto", None) else value, replace=True
     )
     OmegaConf.register_new_resolver("codiffuse.without_key", lambda: not os.environ.get("WANDB_API_KEY"), replace=True)
 

@@ -113,7 +113,8 @@ class SimulatedBlur:
     Args:
         sources: the sharp pictures.
         law: of the kernels.
-        sigma: noise level in [0, 1] units; `None` is refused, since there is nothing to estimate it from.
+        sigma: noise level in [0, 1] units, or the lowest and highest of a log-uniform one; `None` is refused, since
+            there is nothing to estimate it from.
         operator: blurs them.
         crop: side of the measurement, cut from the centre, px; `None` keeps the picture whole. For `valid` and
             `unknown` the measurement is that of a larger region: its border is blurred with what lies beyond.
@@ -129,7 +130,7 @@ class SimulatedBlur:
         self,
         sources: Sequence[Source],
         law: KernelLaw,
-        sigma: float | None,
+        sigma: float | Sequence[float] | None,
         operator: BlurOperator | TurbulenceOperator,
         crop: int | None = None,
         gray: bool = False,
@@ -138,9 +139,9 @@ class SimulatedBlur:
     ) -> None:
         if sigma is None:
             raise InputError("Expected a noise level for pictures that are blurred here, got none; set sigma=5/255.")
-        _check_sigma(sigma)
+        self.sigmas = _sigma_range(sigma)
         _check_tilt_law(tilt_law, operator)
-        self.law, self.tilt_law, self.sigma, self.operator = law, tilt_law, sigma, operator
+        self.law, self.tilt_law, self.operator = law, tilt_law, operator
         self.crop, self.gray, self.seed = crop, gray, seed
         self._sources = list(sources)
         self.ids = [source.id for source in self._sources]
@@ -156,7 +157,8 @@ class SimulatedBlur:
             params["tilt"] = replace(self.tilt_law, size=tuple(truth.shape[-2:]))(self._rng(name, "tilt"))
         blurred = self.operator(truth[None], **{key: value[None] for key, value in params.items()})
         generator = torch.Generator().manual_seed(derive_seed(self.seed, name, "noise"))
-        y = GaussianNoise(self.sigma)(blurred, generator)[0]
+        sigma = self._sigma(name)
+        y = GaussianNoise(sigma)(blurred, generator)[0]
 
         def seen(whole: Tensor | None) -> Tensor | None:
             return None if whole is None else self.operator.crop_to_frame(whole, kernel_size=size)
@@ -164,7 +166,7 @@ class SimulatedBlur:
         return Sample(
             name,
             y,
-            self.sigma,
+            sigma,
             seen(truth),
             kernel,
             picture.notes,
@@ -178,6 +180,10 @@ class SimulatedBlur:
     def _rng(self, name: str, purpose: str) -> np.random.Generator:
         return np.random.default_rng(derive_seed(self.seed, name, purpose))
 
+    def _sigma(self, name: str) -> float:
+        low, high = self.sigmas
+        return low if low == high else float(low * (high / low) ** self._rng(name, "sigma").uniform())
+
     def _prepare(self, picture: Picture, kernel_size: Size) -> Tensor:
         truth = picture.pixels
         if self.crop is not None:
@@ -190,7 +196,7 @@ class SimulatedBlur:
 def blurred(
     input: str | Sequence[str],
     law: KernelLaw,
-    sigma: float | None,
+    sigma: float | Sequence[float] | None,
     operator: BlurOperator | TurbulenceOperator,
     crop: int | None = None,
     gray: bool = False,
@@ -247,6 +253,16 @@ def _check_tilt_law(law: TiltLaw | None, operator: BlurOperator | TurbulenceOper
             f"Expected no law of tilt fields for {type(operator).__name__}, which has no tilt, got "
             f"{type(law).__name__}; set data.tilt_law=null."
         )
+
+
+def _sigma_range(sigma: float | Sequence[float]) -> tuple[float, float]:
+    """The lowest and highest noise level, both positive and in order; one level is both."""
+    levels = (sigma, sigma) if isinstance(sigma, int | float) else tuple(sigma)
+    if len(levels) != 2 or levels[0] > levels[1]:
+        raise InputError(f"Expected one noise level or the lowest and highest, got {list(levels)}; set data.sigma=.")
+    for level in levels:
+        _check_sigma(level)
+    return levels
 
 
 def _check_sigma(sigma: float | None) -> None:
