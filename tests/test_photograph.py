@@ -15,7 +15,7 @@ from codiffuse.methods.base import Measurement, restoration
 from codiffuse.methods.coarse import LARGEST_BLOCK, CoarseToFine
 from codiffuse.methods.fast_em import FastEM
 from codiffuse.methods.non_blind import NonBlind
-from codiffuse.methods.photograph import Photograph
+from codiffuse.methods.photograph import Photograph, _clipped_mean
 from codiffuse.methods.restarts import BestOfRestarts
 from codiffuse.methods.steps import ReverseProcess
 from codiffuse.methods.tiles import Tiled
@@ -127,6 +127,20 @@ def test_the_search_alone_assumes_a_least_noise_level(size, sigma, told):
 def test_a_least_noise_level_below_zero_is_refused():
     with pytest.raises(InputError, match=r"least_sigma >= 0 in \[0, 1\] units, got -0.1"):
         photograph(Truncating(), least_sigma=-0.1)
+
+
+@pytest.mark.parametrize(("samples", "mean"), [([0.5, 0.5, 0.5, 1.0], 0.5375), ([0.4, 0.5, 0.6], 0.5), ([0.0, 1.0], 0.5)])
+def test_what_one_sample_alone_shows_counts_little(samples, mean):
+    """The odd one is taken for 0.65, 0.15 from the median; of two, neither is odder than the other."""
+    values = torch.tensor(samples).reshape(1, -1, 1, 1, 1).expand(-1, -1, 3, 300, 5)
+    assert torch.allclose(_clipped_mean(values, 0.15), torch.tensor(mean))
+    spread = torch.rand(2, 4, 3, 300, 5)
+    assert torch.allclose(_clipped_mean(spread, float("inf")), spread.mean(1))
+
+
+def test_a_reach_that_is_not_positive_is_refused():
+    with pytest.raises(InputError, match="reach > 0"):
+        photograph(Truncating(), reach=0.0)
 
 
 def test_it_is_the_non_blind_restoration_with_the_kernel_that_was_found():

@@ -32,6 +32,7 @@ SHARP_KERNEL_SIZE = 9  # px, of the delta that stands for no blur: people look a
 SHARP_START = 0.1  # share of the reverse process that removes noise alone: it begins at 42 gray levels
 SHARP_STEPS = 12
 MAX_SHARP_SIGMA = 15 / 255  # above it the spectrum does not tell
+STRIP = 128  # px, of the height: as much of a picture as is sorted at once
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Photograph:
             kernel of a few bright pixels.
         max_noise_correction: the noise level of the last step is raised by the square of the ratio of the residual that
             the blind method leaves to the level, but not more than this many times; 1 leaves it as it is.
+        reach: of a sample in [0, 1] units from the median of all: the mean takes it to be no further off, so that what
+            only one of them imagines does not show. Infinite takes the plain mean.
     """
 
     blind: BlindMethod
@@ -79,6 +82,7 @@ class Photograph:
     small_border_limit: float = 0.05
     least_sigma: float = 5 / 255
     max_noise_correction: float = 8.0
+    reach: float = 0.15
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -93,6 +97,8 @@ class Photograph:
             raise InputError(f"Expected max_noise_correction >= 1, got {self.max_noise_correction}.")
         if self.least_sigma < 0:
             raise InputError(f"Expected least_sigma >= 0 in [0, 1] units, got {self.least_sigma}.")
+        if not self.reach > 0:
+            raise InputError(f"Expected reach > 0 in [0, 1] units, got {self.reach}.")
 
     @property
     def num_steps(self) -> int:
@@ -135,6 +141,7 @@ class Photograph:
         )
         return replace(
             finished,
+            image=_clipped_mean(finished.samples, self.reach),
             nfe=found.nfe + finished.nfe,
             restarts=found.restarts,
             windows=Windows(mosaic.windows, self._kernel_of_each(mosaic, found)),
@@ -244,6 +251,16 @@ class Photograph:
         )
         sigma = self._searched(mosaic, kernel.shape[-1]).sigma.expand(count)
         return self.m_step(equations, sigma, kernel.expand(count, -1, -1, -1))[:, 0]
+
+
+def _clipped_mean(samples: Tensor, reach: float) -> Tensor:
+    """Mean `(B, C, H, W)` of samples `(B, n, C, H, W)`, each clipped to within `reach` of their median."""
+    mean = torch.empty_like(samples[:, 0])
+    for strip, out in zip(samples.split(STRIP, -2), mean.split(STRIP, -2), strict=True):
+        middle = strip.sort(1).values[:, (strip.shape[1] - 1) // 2 : strip.shape[1] // 2 + 1]
+        median = middle.mean(1, keepdim=True)  # torch's own takes the lower of the middle two
+        out.copy_(strip.clamp(median - reach, median + reach).mean(1))
+    return mean
 
 
 def _unrestored(measurement: Measurement, found: Restoration) -> Restoration:
