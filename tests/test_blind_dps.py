@@ -289,6 +289,7 @@ def test_the_uniform_prior_descends_without_noise():
         (lambda: blind(max_retries=-1), "max_retries >= 0"),
         (lambda: blind(num_particles=0), "num_particles >= 1"),
         (lambda: JointPiGDM({"image": 0.25}, zeta="two"), "zeta"),
+        (lambda: run(blind(JointPiGDM({"image": 0.25})), blurred_toy()), "guidance.data_variance.kernel="),
         (lambda: DPS("sometimes"), "rule norm, constant or likelihood"),
         (lambda: run(blind(kernel=Variable(gaussian_kernel_prior(), size=33)), blurred_toy()), "kernel no larger"),
     ],

@@ -25,7 +25,7 @@ from codiffuse.spaces import ImageSpace, KernelSpace, TiltSpace
 RECORDED = {
     "ffhq_unet_256": ("ffhq_10m.pt", "image", "prior", ImageSpace()),
     "imagenet_unet_256": ("imagenet256.pt", "image", "prior", ImageSpace()),
-    "blinddps_kernel_unet_64": ("kernel_checkpoint.pt", "kernel", "prior", KernelSpace("max")),
+    "blinddps_kernel_unet_64": ("kernel_checkpoint.pt", "kernel", "prior", KernelSpace("max", rotated=True)),
     "blinddps_tilt_unet_256": ("tilt_checkpoint.pt", "tilt", "prior", TiltSpace(1.0)),
     "fastem_kernel_denoiser_fdncnn": ("kernel_denoiser.pth", "kernel_denoiser", "kernel_denoiser", None),
 }

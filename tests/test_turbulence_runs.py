@@ -269,6 +269,7 @@ def test_the_benchmark(benchmark):
     for row in ended.rows():
         assert (row["status"], row["nfe"], row["sigma"]) == ("ok", 8, 0.01)
         assert min(row[name] for name in SCORES) > 0
+        assert row["step_factor"] in (1.0, 0.5, 0.25)
     images = ended.folder / "images/0"
     assert {"tilt.png", "true_tilt.png", "tilt.npy", "panel.png"} <= {path.name for path in images.iterdir()}
     assert np.load(images / "tilt.npy").shape == (2, 48, 48)

@@ -41,7 +41,12 @@ class JointPiGDM:
             raise InputError(f"Expected zeta sqrt_alpha_bar or one, got {self.zeta!r}.")
 
     def r2(self, name: str, step: Step) -> float:
-        """r_t^2 of an unknown, in its diffusion coordinates."""
+        """r_t^2 of an unknown, in its diffusion coordinates; raises InputError where its variance is not given."""
+        if name not in self.data_variance:
+            raise InputError(
+                f"Expected the data variance of {name} for joint PiGDM, got that of {', '.join(self.data_variance)}; "
+                f"set method.guidance.data_variance.{name}=."
+            )
         return step.gaussian_variance(self.data_variance[name])
 
     def weigh(

@@ -140,6 +140,8 @@ class Restorer:
             "input_hash": sample.input_hash,
             "notes": list(sample.notes),
         }
+        if result.step_factor is not None:
+            row["step_factor"] = float(result.step_factor[index])
         found: dict[str, Any] = {}
         if status == "ok":
             row |= self.scorer(sample, image, params)

@@ -10,7 +10,7 @@ from typing import Any
 
 from codiffuse.metrics.statistics import bootstrap_ci
 
-SETTINGS_OF_A_ROW = ("seconds", "nfe", "sigma")  # numeric columns that are no metric
+SETTINGS_OF_A_ROW = ("seconds", "nfe", "sigma", "step_factor")  # numeric columns that are no metric
 FROM_HEADER = ("device", "commit", "versions")
 
 

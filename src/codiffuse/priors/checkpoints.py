@@ -81,9 +81,9 @@ def _denoiser(bias: bool) -> dict[str, Any]:
 
 
 IMAGE = {"name": "ImageSpace"}
-# The released sampler divides (k0 + 1) / 2 by its sum, so whatever scale kernels had in training is as good.
-KERNEL = {"name": "KernelSpace", "scaling": "max"}
-# The released sampler clips tilts to +-1 and takes them for pixels.
+# The released sampler divides (k0 + 1) / 2 by its sum, so whatever scale kernels had in training is as good; blurs by
+# cross-correlation; clips tilts to +-1 and takes them for pixels.
+KERNEL = {"name": "KernelSpace", "scaling": "max", "rotated": True}
 TILT = {"name": "TiltSpace", "max_tilt_px": 1.0}
 DPS = "github.com/DPS2022/diffusion-posterior-sampling"
 BLIND_DPS = "github.com/BlindDPS/blind-dps"
