@@ -244,6 +244,19 @@ def test_each_flag_is_raised_by_its_cause(flag):
     assert (found.trust is None) == (flag == "sharp")
 
 
+@pytest.mark.parametrize(("level", "raised"), [(3 / 255, False), (9 / 255, True)])
+def test_what_every_photograph_leaves_unexplained_raises_no_flag(level, raised):
+    """A noise of half a gray level, and a residual with structure that is many times larger."""
+    y, image, kernel, operator = case(side=64, sigma=0.5 / 255)
+    left = operator(white(1, *y.shape, seed=1).float(), kernel=kernel[None])[0]
+    y = y + level * left / left.square().mean().sqrt()
+    found = diagnose(y, image, kernel, 0.5 / 255, operator, sigma_used=max(level, 0.5 / 255))
+    expected = {"residual_too_large", "residual_not_white", "noise_corrected"}
+    assert set(found.flags) == (expected if raised else set())
+    assert found.features["unexplained"] == pytest.approx(level / (5 / 255), rel=0.02)
+    assert found.features["residual_ratio"] == pytest.approx(level / (0.5 / 255), rel=0.03)
+
+
 def test_flags_are_plain_sentences():
     assert all(text[0].isupper() and text.endswith(".") and len(text) < 120 for text in FLAGS.values())
 

@@ -39,8 +39,8 @@ FLAGS: dict[str, str] = {
 # Limits of the flags. Those of residual and border had half or more of their runs bad, among 60 hard ones of which a
 # third were (docs/photographs.md); the others are set by hand.
 MIN_KERNEL_PIXELS = 4.0
-MAX_RESIDUAL_RATIO = 1.25
-MAX_RESIDUAL_CORRELATION = 0.2
+MAX_UNEXPLAINED = 1.25
+MAX_STRUCTURE = 0.2
 MIN_RESTART_SUPPORT = 0.75
 MIN_TEXTURE = 0.25
 MIN_WINDOW_AGREEMENT = 0.6
@@ -78,6 +78,8 @@ LOGARITHMIC = frozenset(
     {
         "residual_ratio",
         "residual_correlation",
+        "unexplained",
+        "structure",
         "border_mass",
         "kernel_spread",
         "kernel_pixels",
@@ -181,9 +183,13 @@ def _features(
             f"for a measurement of {tuple(y.shape[1:])}."
         )
     residual = seen - operator(image, kernel=kernel)
+    correlation = consistency.residual_correlation(residual, mask=seen_mask)
+    unexplained = consistency.residual_ratio(residual, torch.full_like(level, _tolerated(sigma)), seen_mask)
     return {
         "residual_ratio": consistency.residual_ratio(residual, level, seen_mask),
-        "residual_correlation": consistency.residual_correlation(residual, mask=seen_mask),
+        "residual_correlation": correlation,
+        "unexplained": unexplained,
+        "structure": correlation * unexplained**4,  # that of the covariance, in units of the level's fourth power
         "border_mass": border_mass(kernel),
         "kernel_spread": consistency.kernel_spread(kernel),
         "kernel_pixels": consistency.kernel_pixels(kernel),
@@ -193,6 +199,11 @@ def _features(
         "sparsity_after": consistency.gradient_sparsity(frame, mask),
         "clipped_share": consistency.clipped_share(y),
     }
+
+
+def _tolerated(sigma: float) -> float:
+    """Level up to which a residual says nothing bad: every photograph departs that far from the model of its blur."""
+    return max(sigma, Photograph.least_sigma)
 
 
 def _restart_features(kernel: Tensor, restarts: Restarts) -> dict[str, Tensor]:
@@ -218,13 +229,13 @@ def _flags(
     raised = {
         "sharp": is_sharp,
         "no_blur": below("kernel_pixels", MIN_KERNEL_PIXELS) and not is_sharp,
-        "residual_too_large": above("residual_ratio", MAX_RESIDUAL_RATIO),
+        "residual_too_large": above("unexplained", MAX_UNEXPLAINED),
         "restarts_disagree": below("restart_support", MIN_RESTART_SUPPORT),
-        "residual_not_white": above("residual_correlation", MAX_RESIDUAL_CORRELATION),
+        "residual_not_white": above("structure", MAX_STRUCTURE),
         "kernel_at_border": above("border_mass", max_border_mass),
         "texture_poor": below("texture", MIN_TEXTURE),
         "blur_not_uniform": below("window_agreement", MIN_WINDOW_AGREEMENT),
         "saturated": above("clipped_share", MAX_CLIPPED),
-        "noise_corrected": sigma_used is not None and abs(math.log(sigma / sigma_used)) > MAX_SIGMA_CORRECTION,
+        "noise_corrected": sigma_used is not None and math.log(sigma_used / _tolerated(sigma)) > MAX_SIGMA_CORRECTION,
     }
     return tuple(name for name in FLAGS if raised[name])
