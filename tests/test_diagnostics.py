@@ -10,7 +10,7 @@ from toys import blurred_toy
 from benchmarks import trust as bench
 from codiffuse.errors import InputError
 from codiffuse.inference import diagnostics
-from codiffuse.inference.diagnostics import FLAGS, TRUST_TERMS, Diagnosis, diagnose, trust
+from codiffuse.inference.diagnostics import FLAGS, TRUST_TERMS, Diagnosis, diagnose, predictors, trust
 from codiffuse.methods.base import Restarts
 from codiffuse.metrics import consistency, reblur
 from codiffuse.operators.blur import BlurOperator
@@ -241,7 +241,7 @@ def test_each_flag_is_raised_by_its_cause(flag):
     arguments, options = spoilt(flag)
     found = diagnose(*arguments, **options)
     assert flag in found.flags
-    assert (found.trust is None) == (flag == "sharp")
+    assert (found.trust is None) == (flag in ("sharp", "no_blur"))
 
 
 @pytest.mark.parametrize(("level", "raised"), [(3 / 255, False), (9 / 255, True)])
@@ -270,6 +270,12 @@ def test_a_wrong_kernel_is_trusted_less():
     ringing = image + 0.3 * white(*image.shape).float()
     wrong = diagnose(y, ringing, wrong_kernel, SIGMA, operator, restarts=others)
     assert wrong.trust < right.trust - 0.2
+
+
+@pytest.mark.parametrize("below", [0.2, 0.9])
+def test_a_residual_below_the_noise_is_no_reason_to_trust(below):
+    assert predictors({"unexplained": below}) == predictors({"unexplained": 1.0}) == {"unexplained": 0.0}
+    assert predictors({"unexplained": 1.1})["unexplained"] > 0
 
 
 def test_features_are_finite_and_those_without_a_value_are_left_out():

@@ -24,8 +24,11 @@ def kept_bytes(prior, side):
     return sum(size for pointer, size in kept.items() if pointer not in {p.data_ptr() for p in prior.parameters()})
 
 
-def test_memory_grows_with_the_area():
+@pytest.mark.parametrize("autocast", [False, True])
+def test_memory_grows_with_the_area(autocast):
+    """In bfloat16 the copies of the weights are kept too, but do not grow."""
     prior = tiny_prior()
+    prior.autocast = autocast
     assert bytes_per_pixel(prior) == pytest.approx(kept_bytes(prior, 192) / 192**2, rel=0.05)
 
 

@@ -14,11 +14,13 @@ from codiffuse.inference.progress import StepRecorder
 from codiffuse.methods.base import Measurement, restoration
 from codiffuse.methods.coarse import LARGEST_BLOCK, CoarseToFine
 from codiffuse.methods.fast_em import FastEM
+from codiffuse.methods.memory import peak_bytes
 from codiffuse.methods.non_blind import NonBlind
 from codiffuse.methods.photograph import Photograph, _clipped_mean
 from codiffuse.methods.restarts import BestOfRestarts
 from codiffuse.methods.steps import ReverseProcess
 from codiffuse.methods.tiles import Tiled
+from codiffuse.methods.windows import Window
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.operators.noise import GaussianNoise
 from codiffuse.randomness import GeneratorNoise
@@ -105,6 +107,66 @@ def test_a_small_picture_is_its_own_window():
     assert len(found.windows.places) == 1
 
 
+def with_memory(method, allowed):
+    """Allows the search that many bytes; the restoration has no limit here."""
+    finish = replace(method.finish, max_memory=allowed)
+    unlimited = replace(finish, max_memory=None)
+    object.__setattr__(finish, "plan", unlimited.plan)
+    return replace(method, finish=finish)
+
+
+def searched_bytes(method, side, kernel_size):
+    return peak_bytes(method.finish.non_blind.prior, (1, 1, 3, side + kernel_size - 1, side + kernel_size - 1))
+
+
+def test_the_search_takes_no_more_memory_than_it_may():
+    """Three windows in a row, of which two fit, or one, or none."""
+    method = photograph(Truncating(), window=40, num_windows=3, kernel_size=9)
+    one, gap = searched_bytes(method, 40, 9), 8 + LARGEST_BLOCK
+    two = peak_bytes(method.finish.non_blind.prior, (1, 1, 3, 48, 40 + gap + 40 + 8))
+    for allowed, count in ((two, 2), (two - 1, 1), (one, 1)):
+        assert len(with_memory(method, allowed)._mosaic(blurred(160), 9).windows) == count
+    with pytest.raises(InputError, match=r"find a kernel of 9 px in a window of 40 x 40 px, got .* set max_memory="):
+        run(with_memory(method, one - 1), blurred(160))
+
+
+def test_a_small_picture_that_does_not_fit_is_looked_at_through_windows():
+    method = photograph(Truncating(), window=40, num_windows=3, kernel_size=9)
+    found = run(with_memory(method, searched_bytes(method, 64, 9) - 1), blurred(64))
+    assert 0 < len(found.windows.places) < 3
+    assert {place.width for place in found.windows.places} == {40}
+
+
+def test_a_kernel_grows_only_as_far_as_the_memory_goes(caplog):
+    blind = Truncating()
+    method = photograph(blind, window=64, num_windows=1)
+    with caplog.at_level("INFO"):
+        found = run(with_memory(method, searched_bytes(method, 64, 13)), blurred(64))
+    assert found.params["kernel"].shape[-1] == 13
+    assert [size for size, _ in blind.seen] == [9, 13]
+    assert "it stays there: Expected" in caplog.text
+    assert caplog.text.count("GiB: kernel from") == 2  # each round says what is to come
+
+
+def test_the_calls_of_all_rounds_count():
+    method = photograph(Truncating())
+    last = method.finish.plan((64, 64), (19, 19)).num_tiles * method.finish.num_steps
+    assert run(method, blurred()).nfe == 3 * 2 + last
+
+
+def test_windows_may_be_chosen_by_hand():
+    blind = Truncating()
+    found = run(photograph(blind, window=40, kernel_size=9, places=[[8, 50], [56, 0]]), blurred(96))
+    assert found.windows.places == (Window(8, 50, 40, 40), Window(56, 0, 40, 40))
+    assert torch.equal(blind.seen[0][1].y[..., :40], blurred(96).y[..., 8:48, 50:90])
+
+
+@pytest.mark.parametrize("place", [[60, 0], [0, 57], [-1, 0]])
+def test_windows_outside_the_picture_are_refused(place):
+    with pytest.raises(InputError, match=r"within the picture of 96 x 96 px.*pipeline.places="):
+        run(photograph(Truncating(), window=40, kernel_size=9, places=[place]), blurred(96))
+
+
 def test_what_the_kernel_leaves_unexplained_raises_the_noise_within_limits():
     """The stub's gray picture explains nothing, so its residual is far above the noise."""
     measurement = blurred()
@@ -129,7 +191,9 @@ def test_a_least_noise_level_below_zero_is_refused():
         photograph(Truncating(), least_sigma=-0.1)
 
 
-@pytest.mark.parametrize(("samples", "mean"), [([0.5, 0.5, 0.5, 1.0], 0.5375), ([0.4, 0.5, 0.6], 0.5), ([0.0, 1.0], 0.5)])
+@pytest.mark.parametrize(
+    ("samples", "mean"), [([0.5, 0.5, 0.5, 1.0], 0.5375), ([0.4, 0.5, 0.6], 0.5), ([0.0, 1.0], 0.5)]
+)
 def test_what_one_sample_alone_shows_counts_little(samples, mean):
     """The odd one is taken for 0.65, 0.15 from the median; of two, neither is odder than the other."""
     values = torch.tensor(samples).reshape(1, -1, 1, 1, 1).expand(-1, -1, 3, 300, 5)

@@ -142,7 +142,7 @@ def test_the_run_is_seen_without_a_click(folder):
     ],
 )
 def test_verdict_stands_above_the_pictures(folder, trust, level, chance):
-    flags = ["restarts_disagree", "kernel_at_border", "made_of_<cheese>"]
+    flags = ["kernel_at_border", "blur_not_uniform", "made_of_<cheese>"]
     folder.write(make_outcome("a", trust=trust, flags=flags))
     page = report(folder, ["a"])
     html = (folder.root / "report.html").read_text()
@@ -152,6 +152,14 @@ def test_verdict_stands_above_the_pictures(folder, trust, level, chance):
     assert all(FLAGS[flag] in page.text for flag in flags[:2])
     assert "made of <cheese>" in page.text
     assert html.index('class="verdict') < html.index("measurement.png")
+
+
+def test_no_trust_is_high_beside_a_serious_flag(folder):
+    for name, flags in (("a", ["texture_poor"]), ("b", ["saturated"])):
+        folder.write(make_outcome(name, trust=0.95, flags=flags))
+    page = report(folder, ["a", "b"])
+    assert all(text in page.text for text in ("High trust", "1 of 2", "1 doubtful"))
+    assert "compare them before you use it" in page.text
 
 
 def test_nobody_judged(folder):

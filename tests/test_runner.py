@@ -131,7 +131,8 @@ def test_noise_levels_spread_evenly_over_their_decades(folder):
     for seed in range(50):
         source = SimulatedBlur(sources(folder), GaussianKernels(7), (0.01, 0.1), BlurOperator(), seed=seed)
         levels += [source.load(index).sigma for index in range(4)]
-    assert min(levels) > 0.01 and max(levels) < 0.1
+    assert min(levels) > 0.01
+    assert max(levels) < 0.1
     assert np.mean(np.log10(levels)) == pytest.approx(-1.5, abs=0.07)  # three times the error of the mean
     assert np.std(np.log10(levels)) == pytest.approx(12**-0.5, abs=0.04)
     sample = source.load(0)

@@ -54,7 +54,10 @@ COLUMNS = {
     "seconds": ("Time", "{:.1f} s"),
     "feature_residual_ratio": ("Residual over the noise level (1 is best)", "{:.2f}"),
     "feature_residual_correlation": ("Structure in the residual (0 is best)", "{:.3f}"),
-    "feature_unexplained": ("Residual over the noise, or over what every photograph leaves (1 at most is good)", "{:.2f}"),
+    "feature_unexplained": (
+        "Residual over the noise, or what every photograph leaves (1 at most)",
+        "{:.2f}",
+    ),
     "feature_structure": ("Structure in it on that scale (0 is best)", "{:.3f}"),
     "feature_restart_agreement": ("Match of the runs' kernels with each other (1 is best)", "{:.2f}"),
     "feature_restart_support": ("Match of the kept kernel with those of the runs (1 is best)", "{:.2f}"),

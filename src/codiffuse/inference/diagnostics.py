@@ -18,7 +18,7 @@ from codiffuse.errors import InputError
 from codiffuse.estimation.support import border_mass
 from codiffuse.methods.base import Restarts
 from codiffuse.methods.coarse import downsampled
-from codiffuse.methods.photograph import Photograph
+from codiffuse.methods.photograph import HARDLY_BLURRED, Photograph
 from codiffuse.methods.windows import texture
 from codiffuse.metrics import consistency
 from codiffuse.operators.blur import BlurOperator
@@ -38,7 +38,6 @@ FLAGS: dict[str, str] = {
 
 # Limits of the flags. Those of residual and border had half or more of their runs bad, among 60 hard ones of which a
 # third were (docs/photographs.md); the others are set by hand.
-MIN_KERNEL_PIXELS = 4.0
 MAX_UNEXPLAINED = 1.25
 MAX_STRUCTURE = 0.2
 MIN_RESTART_SUPPORT = 0.75
@@ -74,19 +73,19 @@ TRUST_TERMS: dict[str, Term] = {
     "restart_support": Term(0.774, 0.8344, 0.0784),
     "texture": Term(1.343, -0.3856, 0.6491),
 }
-LOGARITHMIC = frozenset(
-    {
-        "residual_ratio",
-        "residual_correlation",
-        "unexplained",
-        "structure",
-        "border_mass",
-        "kernel_spread",
-        "kernel_pixels",
-        "texture",
-        "sharpening",
-    }
-)  # features of wide range, which the regression sees as logarithms
+# Features of wide range, which the regression sees as logarithms, from the value on that tells something: a residual
+# below what is tolerated speaks for no restoration, since noise can be fitted too.
+LOGARITHMIC: dict[str, float] = {
+    "residual_ratio": 1e-3,
+    "residual_correlation": 1e-3,
+    "unexplained": 1.0,
+    "structure": 1e-3,
+    "border_mass": 1e-3,
+    "kernel_spread": 1e-3,
+    "kernel_pixels": 1e-3,
+    "texture": 1e-3,
+    "sharpening": 1e-3,
+}
 REACH = 2.5  # standard deviations up to which a predictor counts: the calibration knows nothing of what lies beyond
 
 
@@ -96,7 +95,7 @@ class Diagnosis:
 
     Attributes:
         trust: in [0, 1], estimated chance that the restoration is better than the measurement; `None` where no blur was
-            looked for.
+            looked for, or hardly any found.
         flags: keys of `FLAGS` that apply, in the order of `FLAGS`.
         features: the numbers behind both; what cannot be computed is left out.
     """
@@ -146,7 +145,7 @@ def diagnose(
     numbers = {name: float(value) for name, value in features.items()}
     numbers = {name: value for name, value in numbers.items() if math.isfinite(value)}
     flags = _flags(numbers, kernel.shape[-1], sigma, sigma_used, is_sharp)
-    return Diagnosis(None if is_sharp else trust(numbers), flags, numbers)
+    return Diagnosis(None if {"sharp", "no_blur"} & {*flags} else trust(numbers), flags, numbers)
 
 
 def trust(
@@ -163,7 +162,9 @@ def trust(
 def predictors(features: Mapping[str, float | None]) -> dict[str, float]:
     """What the regression sees: the features that are there, those of wide range on a logarithmic scale."""
     known = {name: value for name, value in features.items() if value is not None and math.isfinite(value)}
-    return {name: math.log(max(value, 1e-3)) if name in LOGARITHMIC else value for name, value in known.items()}
+    return {
+        name: math.log(max(value, LOGARITHMIC[name])) if name in LOGARITHMIC else value for name, value in known.items()
+    }
 
 
 def _features(
@@ -228,7 +229,7 @@ def _flags(
     max_border_mass = Photograph.small_border_limit if is_small else Photograph.border_limit  # above it kernels grow
     raised = {
         "sharp": is_sharp,
-        "no_blur": below("kernel_pixels", MIN_KERNEL_PIXELS) and not is_sharp,
+        "no_blur": below("kernel_pixels", HARDLY_BLURRED) and not is_sharp,
         "residual_too_large": above("unexplained", MAX_UNEXPLAINED),
         "restarts_disagree": below("restart_support", MIN_RESTART_SUPPORT),
         "residual_not_white": above("structure", MAX_STRUCTURE),

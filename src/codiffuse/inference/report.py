@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -74,14 +73,15 @@ def _tiles(summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
 
 def _trust_tile(rows: Sequence[dict[str, Any]]) -> list[str]:
     """How many of the images that were judged can be trusted; nothing when none was."""
-    trusts = [row["trust"] for row in rows if row.get("trust") is not None]
-    levels = Counter(verdict(trust).level for trust in trusts)
-    if len(trusts) < 2:
+    judged = [row for row in rows if row.get("trust") is not None]
+    found = [verdict(row["trust"], row.get("flags") or ()).level for row in judged]
+    if len(judged) < 2:
         return [
-            _tile("Trust", verdict(trust).level, f"{percent(trust)} chance of a better picture") for trust in trusts
+            _tile("Trust", level, f"{percent(row['trust'])} chance of a better picture")
+            for level, row in zip(found, judged, strict=True)
         ]
-    others = (f"{levels[level]} {level}" for level in ("doubtful", "low") if levels[level])
-    return [_tile("High trust", f"{levels['high']} of {len(trusts)}", *others)]
+    others = (f"{found.count(level)} {level}" for level in ("doubtful", "low") if level in found)
+    return [_tile("High trust", f"{found.count('high')} of {len(judged)}", *others)]
 
 
 def _tile(name: str, value: str, *notes: str) -> str:

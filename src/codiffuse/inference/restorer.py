@@ -188,9 +188,11 @@ class Restorer:
             )
             found |= {"restart_kernels": restarts.kernels, "restart_residuals": restarts.residuals.tolist()}
             row["restart_matches"] = _matches(kernel, restarts)
-        if result.windows is not None and len(result.windows.places) > 1:
-            windows = result.windows.kernels.cpu()
-            found["windows"] = [astuple(place) for place in result.windows.places]
+        if result.windows is not None:
+            if len(result.windows.places) > 1:
+                windows = result.windows.kernels.cpu()
+            if any((place.height, place.width) != sample.y.shape[-2:] for place in result.windows.places):
+                found["windows"] = [astuple(place) for place in result.windows.places]
         used = sample.sigma if result.noise_level is None else float(result.noise_level[index])
         diagnosis = diagnose(
             sample.y,

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from codiffuse.inference.diagnostics import FLAGS
 
 HIGH, DOUBTFUL = 0.8, 0.5  # least trust for these levels
+SERIOUS = frozenset(
+    {"residual_too_large", "restarts_disagree", "residual_not_white", "texture_poor"}
+)  # never with high
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ def verdict(trust: float | None, flags: Sequence[str] = ()) -> Verdict:
     if trust is None:
         return Verdict("", "", reasons)
     chance = f"estimated chance {percent(trust)}"
-    if trust >= HIGH:
+    if trust >= HIGH and not SERIOUS & {*flags}:
         return Verdict("high", f"The restoration is very likely better than the measurement ({chance}).", reasons)
     if trust >= DOUBTFUL:
         advice = f"The restoration may be better than the measurement ({chance}); compare them before you use it."

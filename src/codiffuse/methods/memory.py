@@ -15,7 +15,7 @@ from codiffuse.priors.prior import Prior
 
 logger = logging.getLogger(__name__)
 
-PROBE_SIDE = 64
+PROBE_SIDES = (64, 96)  # px
 TIMED_SIDE = 128  # large enough for the time of a pixel to be that of a tile, within a tenth on a CPU
 OVERHEAD = 1.25  # of a step over its network: conjugate gradients of the guidance, or the M-step
 SHARE = 0.5  # of the memory that activations may take: at its peak, the backward pass holds up to twice as much
@@ -24,8 +24,15 @@ SHARE = 0.5  # of the memory that activations may take: at its peak, the backwar
 def bytes_per_pixel(prior: Prior) -> float:
     """Memory that one forward pass keeps for its backward pass, per pixel of a particle: measured, not modelled.
 
-    A frozen network's saved tensors grow with the area, so a small probe tells the cost of any size.
+    A frozen network's saved tensors grow with the area, so two small probes tell the cost of any size; what does not
+    grow, such as the copies of its weights in bfloat16, is the same in both.
     """
+    small, large = PROBE_SIDES
+    grown = (_kept_bytes(prior, large) - _kept_bytes(prior, small)) / (large**2 - small**2)
+    return max(grown, 4 * prior.channels)  # a linear network keeps nothing, but its input is there
+
+
+def _kept_bytes(prior: Prior, side: int) -> int:
     device = next(prior.parameters()).device
     kept: dict[int, int] = {}
 
@@ -33,11 +40,15 @@ def bytes_per_pixel(prior: Prior) -> float:
         kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor.detach()  # as it is, an output would keep the graph that it belongs to alive for ever
 
-    x = torch.zeros(1, prior.channels, PROBE_SIDE, PROBE_SIDE, device=device, requires_grad=True)
-    weights = {p.data_ptr() for p in prior.parameters()}
+    x = torch.zeros(1, prior.channels, side, side, device=device, requires_grad=True)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         prior.denoise(x, torch.full((1,), 0.5, dtype=torch.float64, device=device))
-    return sum(size for pointer, size in kept.items() if pointer not in weights) / PROBE_SIDE**2
+    return sum(kept.values())
+
+
+def peak_bytes(prior: Prior, shape: tuple[int, ...]) -> int:
+    """Memory that guidance of particles `(B, n, C, H, W)` takes at its peak, all in one network call."""
+    return round(bytes_per_pixel(prior) * shape[0] * shape[1] * shape[-2] * shape[-1] / SHARE)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -107,8 +118,7 @@ def estimate(prior: Prior, shape: tuple[int, ...], calls: float) -> Estimate:
         torch.autograd.grad(x0, x, x0)
 
     areas = shape[0] * shape[1] * shape[-2] * shape[-1] / side**2
-    peak = bytes_per_pixel(prior) * shape[0] * shape[1] * shape[-2] * shape[-1] / SHARE
-    return Estimate(calls * areas * OVERHEAD * _seconds(call, device), round(peak))
+    return Estimate(calls * areas * OVERHEAD * _seconds(call, device), peak_bytes(prior, shape))
 
 
 def _seconds(call: Callable[[], None], device: torch.device) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -16,7 +17,7 @@ from codiffuse.estimation.spectrum import expected_spread
 from codiffuse.estimation.support import border_mass, grown
 from codiffuse.methods.base import BlindMethod, Callback, Measurement, Restoration, Windows
 from codiffuse.methods.coarse import upsampled
-from codiffuse.methods.memory import estimate
+from codiffuse.methods.memory import estimate, peak_bytes
 from codiffuse.methods.mosaic import Mosaic
 from codiffuse.methods.steps import check_counts, delta_kernel, of_part, part_of_run
 from codiffuse.methods.tiles import Tiled
@@ -32,6 +33,7 @@ SHARP_KERNEL_SIZE = 9  # px, of the delta that stands for no blur: people look a
 SHARP_START = 0.1  # share of the reverse process that removes noise alone: it begins at 42 gray levels
 SHARP_STEPS = 12
 MAX_SHARP_SIGMA = 15 / 255  # above it the spectrum does not tell
+HARDLY_BLURRED = 4.0  # px, of a kernel's mass: 1 / sum k^2
 STRIP = 128  # px, of the height: as much of a picture as is sorted at once
 
 
@@ -45,6 +47,7 @@ class Photograph:
         m_step: finds the kernel of each window alone, to see whether the blur is the same everywhere.
         window: side of a window, px.
         num_windows: windows of a picture that is larger than one.
+        places: `(top, left)` of each window, px, chosen by hand; `None` chooses those that tell most about a blur.
         kernel_size: side of the kernel, px; `None` starts at `first_kernel_size` and grows it while it is too small,
             unless the spectrum of the picture (`expected_spread`) suggests less.
         first_kernel_size: see `kernel_size`.
@@ -83,6 +86,7 @@ class Photograph:
     least_sigma: float = 5 / 255
     max_noise_correction: float = 8.0
     reach: float = 0.15
+    places: Sequence[tuple[int, int]] | None = None
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -134,8 +138,9 @@ class Photograph:
         if found.status[0] != "ok":
             return _unrestored(measurement, found)
         kernel, level = found.params["kernel"], self._noise_level(mosaic.measurement, found)
+        mask = measurement.mask if 1 / float(kernel.square().sum()) > HARDLY_BLURRED else None  # as for a sharp picture
         finished = self.finish(
-            replace(measurement, known={"kernel": kernel}, noise=GaussianNoise(level)),
+            replace(measurement, known={"kernel": kernel}, noise=GaussianNoise(level), mask=mask),
             noise=noise,
             callback=part_of_run(callback, done, done + self._finishing_steps(measurement, kernel.shape[-1])),
         )
@@ -166,8 +171,9 @@ class Photograph:
             finish.estimate(frame, size),
             finish.describe(frame, size),
         )
-        known = {"kernel": delta_kernel(measurement.y, size)}
-        return replace(finish(replace(measurement, known=known), noise=noise, callback=callback), is_sharp=True)
+        # What is clipped but not blurred is as bright as it is shown.
+        plain = replace(measurement, known={"kernel": delta_kernel(measurement.y, size)}, mask=None)
+        return replace(finish(plain, noise=noise, callback=callback), is_sharp=True)
 
     def _find_kernel(
         self,
@@ -180,25 +186,31 @@ class Photograph:
         """The kernel from the windows, in a support that grows until the kernel fits it; and the steps that took."""
         largest = (min(measurement.y.shape[-2:]) // 2 - 1) | 1
         first = min(self.first_kernel_size, self.max_kernel_size, largest)
-        size, done = self.kernel_size or (min(self.small_kernel_size, first) if is_small else first), 0
+        size = self.kernel_size or (min(self.small_kernel_size, first) if is_small else first)
+        mosaic, done, nfe = self._mosaic(measurement, size), 0, 0
         while True:
-            blind, mosaic = self.blind.with_kernel_size(size), self._mosaic(measurement, size)
-            if not done:
-                logger.info("%s.", self._describe(measurement, mosaic, size))
+            blind = self.blind.with_kernel_size(size)
+            logger.info("%s.", self._describe(measurement, mosaic, size))
             total = done + blind.num_steps + self._finishing_steps(measurement, size)
             seen = part_of_run(callback, done, total)
             if mosaic.measurement is not measurement:
                 seen = of_part(seen, mosaic.measurement)
             start = init and {"kernel": upsampled(init["kernel"], 1, size)}
             found = blind(self._searched(mosaic, size), noise=noise, init=start, callback=seen)
-            done += blind.num_steps
+            done, nfe = done + blind.num_steps, nfe + found.nfe
+            found = replace(found, nfe=nfe)
             share = float(border_mass(found.params["kernel"]))
             larger = min(grown(size), self.max_kernel_size, largest) if size >= first else first
             limit = self.border_limit if size >= first else self.small_border_limit
             if self.kernel_size or larger <= size or not share > limit:
                 return mosaic, found, done
+            try:
+                wider = self._mosaic(measurement, larger)
+            except InputError as error:  # of memory
+                logger.warning("%.0f %% of the kernel is at its border, and it stays there: %s", 100 * share, error)
+                return mosaic, found, done
             logger.info("%.0f %% of the kernel is at its border: %d px instead of %d.", 100 * share, larger, size)
-            size = larger
+            mosaic, size = wider, larger
 
     def _searched(self, mosaic: Mosaic, kernel_size: int) -> Measurement:
         """What the blind method is shown, with the noise level that it is told."""
@@ -212,26 +224,59 @@ class Photograph:
         return plan.num_solves * self.finish.num_steps
 
     def _describe(self, measurement: Measurement, seen: Mosaic, kernel_size: int) -> str:
-        """What the run takes, unless the kernel grows."""
+        """What is left of the run takes, unless the kernel grows."""
         frame, size = tuple(measurement.y.shape[-2:]), (kernel_size, kernel_size)
-        canvas = seen.measurement.operator.image_shape(tuple(seen.measurement.y.shape[-2:]), kernel_size=size)
-        prior = self.finish.non_blind.prior
-        cost = estimate(prior, (1, 1, prior.channels, *canvas), self.blind.with_kernel_size(kernel_size).work)
+        work = self.blind.with_kernel_size(kernel_size).work
+        cost = estimate(self.finish.non_blind.prior, self._searched_shape(seen, kernel_size), work)
         count = len(seen.windows)
         looked_at = f"{count} windows of {seen.windows[0].width} px" if count > 1 else "1 window"
         return (
             f"{cost + self.finish.estimate(frame, size)}: kernel from {looked_at}, {self.finish.describe(frame, size)}"
         )
 
+    def _searched_shape(self, seen: Mosaic, kernel_size: int) -> tuple[int, ...]:
+        """`(B, n, C, H, W)` that the network sees of the windows."""
+        y, size = seen.measurement.y, (kernel_size, kernel_size)
+        canvas = seen.measurement.operator.image_shape(tuple(y.shape[-2:]), kernel_size=size)
+        return 1, 1, self.finish.non_blind.prior.channels, *canvas
+
     def _mosaic(self, measurement: Measurement, kernel_size: int) -> Mosaic:
-        side = max(self.window, WINDOW_OVER_KERNEL * kernel_size)
-        height, width = measurement.y.shape[-2:]
-        if height * width <= self.num_windows * side**2:
-            return Mosaic.of(measurement, [Window(0, 0, height, width)], kernel_size)
-        mask = None if measurement.mask is None else measurement.mask[0]
-        told = max(float(measurement.sigma), self.least_sigma)  # texture below it tells the search nothing
-        windows = choose_windows(measurement.y[0], side, self.num_windows, told, mask)
-        return Mosaic.of(measurement, windows, kernel_size)
+        """The picture, or as many windows as the memory allows; raises InputError where not even one fits."""
+        memory = self.finish.memory
+        for windows in self._choices(measurement, kernel_size):
+            seen = Mosaic.of(measurement, windows, kernel_size)
+            needed = peak_bytes(self.finish.non_blind.prior, self._searched_shape(seen, kernel_size))
+            if needed <= memory:
+                return seen
+        raise InputError(
+            f"Expected {needed / 2**30:.3g} GiB or more to find a kernel of {kernel_size} px in a window of "
+            f"{windows[0].width} x {windows[0].height} px, got {memory / 2**30:.3g} GiB; set max_memory= higher, or "
+            "kernel_size= or window= smaller."
+        )
+
+    def _choices(self, measurement: Measurement, kernel_size: int) -> Iterator[list[Window]]:
+        """Where the kernel may be looked for, the best choice first."""
+        side, (height, width) = max(self.window, WINDOW_OVER_KERNEL * kernel_size), measurement.y.shape[-2:]
+        count = self.num_windows if self.places is None else len(self.places)
+        if self.places is not None:
+            windows = [Window(*place, min(side, height), min(side, width)) for place in self.places]
+            self._check_places(windows, height, width)
+        else:
+            if height * width <= count * side**2:
+                yield [Window(0, 0, height, width)]
+            mask = None if measurement.mask is None else measurement.mask[0]
+            told = max(float(measurement.sigma), self.least_sigma)  # texture below it tells the search nothing
+            windows = choose_windows(measurement.y[0], side, count, told, mask)
+        for fewer in range(len(windows), 0, -1):
+            yield windows[:fewer]
+
+    def _check_places(self, windows: Sequence[Window], height: int, width: int) -> None:
+        for each in windows:
+            if min(each.top, each.left) < 0 or each.top + each.height > height or each.left + each.width > width:
+                raise InputError(
+                    f"Expected windows of {each.width} x {each.height} px within the picture of {width} x {height} px, "
+                    f"got one at [top, left] = [{each.top}, {each.left}]; set pipeline.places= or window=."
+                )
 
     def _noise_level(self, seen: Measurement, found: Restoration) -> Tensor:
         """`(1,)` noise level, raised for what the blind method could not explain.

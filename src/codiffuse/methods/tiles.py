@@ -128,7 +128,7 @@ class Tiled:
             InputError: not even the smallest tiles, or windows, fit the memory.
         """
         prior, n = self.non_blind.prior, self.non_blind.num_particles
-        memory, each = self._memory(), bytes_per_pixel(prior)
+        memory, each = self.memory, bytes_per_pixel(prior)
         tile, windows = self._divide(frame, kernel_size, memory, each)
         tiled, canvas = TiledPrior(prior, tile, self.overlap), _canvas((windows[0].side, windows[1].side), kernel_size)
         plan = Plan(windows, tiled, tiled.axes(canvas), n, together=1, bytes=0)
@@ -242,7 +242,9 @@ class Tiled:
         rows, columns = (tile_axis(length, side, shared, self._stride) for length in frame)
         return tile, (rows, columns)
 
-    def _memory(self) -> int:
+    @property
+    def memory(self) -> int:
+        """Bytes that a run may take."""
         if self.max_memory is not None:
             return self.max_memory
         return free_bytes(next(self.non_blind.prior.parameters()).device) // 2
