@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from toys import make_outcome
 from codiffuse.errors import InputError
 from codiffuse.inference import writers
 from codiffuse.inference.summary import summarize
-from codiffuse.inference.uncertainty import FACTOR
+from codiffuse.inference.uncertainty import FACTORS
 from codiffuse.inference.writers import Outcome, RunFolder
 from codiffuse.metrics.uncertainty import predictive_std
 
@@ -57,8 +58,9 @@ def test_files_of_an_image(folder, options, more):
     assert files_of(folder, "a") == BASE_FILES | more
 
 
-def test_contents_are_what_was_restored(folder):
-    outcome = make_outcome("a", n=4)
+@pytest.mark.parametrize("origin", FACTORS)
+def test_contents_are_what_was_restored(folder, origin):
+    outcome = replace(make_outcome("a", n=4), origin=origin)
     folder.write(outcome)
     images = folder.root / "images" / "a"
     array = np.load(images / "kernel.npy")
@@ -67,7 +69,7 @@ def test_contents_are_what_was_restored(folder):
     restored = np.asarray(Image.open(images / "restored.png"), float) / 255
     np.testing.assert_allclose(restored, outcome.image.permute(1, 2, 0), atol=0.5 / 255 + 1e-6)
     spread = np.asarray(Image.open(images / "std.png"), float) / 255
-    expected = predictive_std(outcome.samples, FACTOR)[0].numpy() / 0.2
+    expected = predictive_std(outcome.samples, FACTORS[origin])[0].numpy() / 0.2
     np.testing.assert_allclose(spread, expected.clip(0, 1), atol=0.5 / 255 + 1e-6)
     kernel = np.asarray(Image.open(images / "kernel.png"))
     assert kernel.shape == (261, 261)  # 29 times 9

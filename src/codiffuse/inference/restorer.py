@@ -155,6 +155,7 @@ class Restorer:
             kernel=params["kernel"],
             tilt=params.get("tilt"),
             samples=result.samples[index].cpu(),
+            origin="sharp" if result.is_sharp else "given" if self.method.needs else "found",
             mask=sample.mask,
             truth=sample.truth,
             true_kernel=sample.kernel,

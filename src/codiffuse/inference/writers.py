@@ -35,7 +35,7 @@ from codiffuse.inference.pictures import (
 )
 from codiffuse.inference.report import write_report
 from codiffuse.inference.summary import summarize
-from codiffuse.inference.uncertainty import FACTOR
+from codiffuse.inference.uncertainty import FACTORS, Origin
 from codiffuse.metrics.uncertainty import predictive_std
 
 ALWAYS = ("measurement.png", "restored.png", "trace.json", "panel.png")  # of an image that is done
@@ -61,6 +61,7 @@ class Outcome:
         image: (C, H, W) restored, in [0, 1].
         kernel: (1, h, w) estimated.
         samples: (n, C, H, W) in [0, 1], of which `image` is the mean.
+        origin: of the samples: with a kernel that was found, or given, or of a picture taken for sharp.
         std: (C, H, W) standard deviation over the samples, where the samples themselves are not kept.
         residual: (C, H, W) y - A x, signed.
         restart_kernels: (R, h, w), where the runs ended of which one was kept.
@@ -81,6 +82,7 @@ class Outcome:
     image: Tensor | None = None
     kernel: Tensor | None = None
     samples: Tensor | None = None
+    origin: Origin = "found"
     std: Tensor | None = None
     residual: Tensor | None = None
     restart_kernels: Tensor | None = None
@@ -99,7 +101,7 @@ class Outcome:
         """(C, H, W) calibrated standard deviation of the truth about the image; None when there is a single sample."""
         if self.std is not None or self.samples is None or len(self.samples) < 2:
             return self.std
-        return predictive_std(self.samples, FACTOR)
+        return predictive_std(self.samples, FACTORS[self.origin])
 
 
 class RunFolder:
