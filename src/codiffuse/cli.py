@@ -193,6 +193,7 @@ def restorer_of(plain: dict[str, Any], method: str) -> Restorer:
         device=torch.device(plain["device"]),
         seed=plain["seed"],
         num_frames=24 if plain["animate"] else 0,
+        peak=plain["noise"]["peak"],
     )
 
 
@@ -232,7 +233,7 @@ def _own_hydra() -> Iterator[None]:
 def _settings(plain: dict[str, Any]) -> dict[str, Any]:
     """The options of groups, and the plain values, that a reader of the report wants to see."""
     chosen = HydraConfig.get().runtime.choices
-    groups = {name: chosen.get(name) or "null" for name in ("method", "pipeline", "operator", "data", "prior")}
+    groups = {name: chosen.get(name) or "null" for name in ("method", "pipeline", "operator", "noise", "data", "prior")}
     return groups | {key: value for key, value in plain.items() if not isinstance(value, dict) and value is not None}
 
 

@@ -103,7 +103,8 @@ SETTINGS: dict[str, Kind] = {
     "lpips": _SWITCH,
     "animate": _SWITCH,
 }
-GROUPS = {"method": "fast_em", "operator": "blur", "data": "files", "prior": "natural"}  # that no run goes without
+# That no run goes without, each with an option.
+GROUPS = {"method": "fast_em", "operator": "blur", "noise": "gaussian", "data": "files", "prior": "natural"}
 
 # Of arguments, by their annotations.
 _TYPES = {

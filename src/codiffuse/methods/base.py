@@ -11,7 +11,7 @@ from torch import Tensor
 
 from codiffuse.errors import InputError
 from codiffuse.operators.blur import BlurOperator
-from codiffuse.operators.noise import GaussianNoise
+from codiffuse.operators.noise import Noise
 from codiffuse.randomness import NoiseSource
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Measurement:
     """
 
     y: Tensor
-    noise: GaussianNoise
+    noise: Noise
     operator: BlurOperator
     known: dict[str, Tensor] = field(default_factory=dict)
     mask: Tensor | None = None

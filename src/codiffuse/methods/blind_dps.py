@@ -44,6 +44,7 @@ class BlindDPS:
     num_particles: int = 1
     max_retries: int = 2
     needs: ClassVar[tuple[str, ...]] = ()
+    knows_photon_noise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_counts(num_particles=self.num_particles)
