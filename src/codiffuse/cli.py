@@ -180,9 +180,10 @@ def restorer_of(plain: dict[str, Any], method: str) -> Restorer:
 
     from codiffuse.inference.restorer import Restorer
     from codiffuse.inference.scoring import Scorer, lpips
+    from codiffuse.methods.base import is_blind
 
     operator, chosen = (hydra.utils.instantiate(plain[part]) for part in ("operator", "method"))
-    if plain.get("pipeline") and not chosen.needs:  # with a kernel at hand there is none to be found
+    if plain.get("pipeline") and is_blind(chosen):  # the others have no kernel to find
         # As an argument of the call, because Hydra copies what stands in a configuration.
         chosen = hydra.utils.instantiate(plain["pipeline"] | {"_partial_": True})(blind=chosen)
     return Restorer(

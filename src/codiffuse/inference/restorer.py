@@ -17,7 +17,7 @@ from codiffuse.inference.diagnostics import diagnose
 from codiffuse.inference.progress import StepRecorder
 from codiffuse.inference.scoring import Scorer
 from codiffuse.inference.writers import Outcome
-from codiffuse.methods.base import Callback, Measurement, Method, Restarts, Restoration, StepInfo
+from codiffuse.methods.base import Callback, Measurement, Method, Restarts, Restoration, StepInfo, is_blind
 from codiffuse.methods.coarse import downsampled
 from codiffuse.metrics.kernel import mnc
 from codiffuse.operators.blur import BlurOperator
@@ -189,8 +189,8 @@ class Restorer:
         kernel = params["kernel"]
         predicted = self.operator(canvas[None], **{name: value[None] for name, value in params.items()})
         found: dict[str, Any] = {"residual": sample.y - predicted[0]}
-        # A kernel that was given needs no judgement, and what is known of judging is about blurs.
-        if self.method.needs or not isinstance(self.operator, BlurOperator):
+        # A kernel that was not looked for needs no judgement, and what is known of judging is about blurs.
+        if not is_blind(self.method) or not isinstance(self.operator, BlurOperator):
             return {}, found
         row: dict[str, Any] = {}
         restarts = windows = None

@@ -204,6 +204,11 @@ class Method(Protocol):
         ...
 
 
+def is_blind(method: Method | type[Method]) -> bool:
+    """Whether a method finds the operator: others are told it (`needs`), or do without (`ignores_operator`)."""
+    return not method.needs and not getattr(method, "ignores_operator", False)
+
+
 class BlindMethod(Method, Protocol):
     """A method that finds the kernel."""
 
