@@ -33,7 +33,7 @@ class ILVR:
     """
 
     prior: Prior
-    factor: int = 4
+    factor: int = 8
     process: ReverseProcess = field(default_factory=ReverseProcess)
     num_particles: int = 1
     needs: ClassVar[tuple[str, ...]] = ()
