@@ -1,6 +1,7 @@
 """The paper's experiments: each is one command, runs, and differs from the next in what its figure is about."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,12 @@ def experiment(program, tmp_path):
         return ended, {file.parent: [json.loads(line) for line in file.read_text().splitlines()] for file in found}
 
     return call
+
+
+def test_the_docs_list_every_one():
+    page = (Path(__file__).parents[1] / "docs/methods.md").read_text()
+    listed = re.findall(r"^\|.*\| `python infer\.py (?:-m )?experiment=blinddps/(\w+)", page, re.MULTILINE)
+    assert sorted(listed) == EXPERIMENTS
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
