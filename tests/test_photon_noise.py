@@ -5,15 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 from programs import says
-from toys import blurred_toy, gaussian_prior
+from toys import blurred_toy, gaussian_kernel_prior, gaussian_prior
 
 from codiffuse.data.measurements import SimulatedBlur
 from codiffuse.data.measurements import pictures as files
 from codiffuse.data.sources import sources
 from codiffuse.errors import InputError
 from codiffuse.guidance.dps import DPS
+from codiffuse.inference.restorer import Restorer
+from codiffuse.inference.scoring import Scorer
+from codiffuse.methods.blind_dps import BlindDPS
 from codiffuse.methods.non_blind import NonBlind
 from codiffuse.methods.steps import ReverseProcess
+from codiffuse.methods.variables import Variable
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.operators.noise import GaussianNoise, PoissonNoise
 from codiffuse.randomness import GeneratorNoise
@@ -70,6 +74,18 @@ def test_the_oracle_trusts_dark_pixels_more(rule):
 
     level = float(PoissonNoise(PEAK).level(noisy))
     assert left(PoissonNoise(PEAK)) < 0.7 * left(GaussianNoise(level))
+
+
+@pytest.mark.parametrize("peak", [None, PEAK])
+def test_a_method_is_told_the_noise(pictures, peak, monkeypatch):
+    told = []
+    monkeypatch.setattr(BlindDPS, "__call__", lambda self, measurement, **_: told.append(measurement.noise) or 1 / 0)
+    method = BlindDPS(Variable(gaussian_prior(0.25)), {"kernel": Variable(gaussian_kernel_prior(), size=7)})
+    restorer = Restorer(method, "blind_dps", BlurOperator(), Scorer(BlurOperator()), peak=peak)
+    with pytest.raises(ZeroDivisionError):
+        list(restorer([simulated(pictures, sigma=0.02, peak=peak).load(0)]))
+    [noise] = told
+    assert noise == PoissonNoise(PEAK) if peak else float(noise.sigma) == pytest.approx(0.02)
 
 
 @pytest.fixture
