@@ -199,6 +199,36 @@ def test_aligned_samples_explain_the_measurement_as_before():
         torch.testing.assert_close(before, after, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("boundary", ["circular", "reflect", "unknown", "valid"])
+@pytest.mark.parametrize(("before", "size"), [(9, 5), (10, 5), (10, 6), (9, 6)])
+def test_the_centre_of_a_kernel_blurs_as_the_whole(boundary, before, size):
+    from codiffuse.methods.blind_dps import _cropped
+
+    kernel, operator = torch.zeros(1, 2, 1, before, before), BlurOperator(boundary)
+    middle = slice(before // 2 - 2, before // 2 + 3)
+    kernel[..., middle, middle] = torch.rand(1, 2, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    kernel = kernel / kernel.sum((-2, -1), keepdim=True)
+    canvas = operator.image_shape((24, 20), kernel_size=(before, before))
+    x = torch.rand(1, 2, 3, *canvas, generator=torch.Generator().manual_seed(1))
+    toy = Measurement(torch.zeros(1, 3, 24, 20), GaussianNoise(0.1), operator)
+    parts = _cropped({"image": x, "kernel": kernel}, toy, (size, size))
+    assert parts["kernel"].shape == (1, 2, 1, size, size)
+    for index in range(2):
+        whole = operator(x[:, index], kernel=kernel[:, index])
+        centre = operator(parts["image"][:, index], kernel=parts["kernel"][:, index])
+        torch.testing.assert_close(whole, centre, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("boundary", ["circular", "unknown"])
+def test_a_small_kernel_is_cut_from_a_larger_one(boundary):
+    toy = replace(blurred_toy(), operator=BlurOperator(boundary), known={})
+    kernel = Variable(gaussian_kernel_prior(), size=9)
+    whole, part = (run(blind(kernel=kernel, kernel_crop=each, num_particles=2), toy) for each in (None, 5))
+    assert part.params["kernel"].shape == (1, 1, 5, 5)
+    assert float(part.params["kernel"].sum()) == pytest.approx(1, rel=1e-5)
+    torch.testing.assert_close(part.image, whole.image)
+
+
 def test_a_run_that_diverges_is_repeated_with_a_smaller_step():
     toy = replace(blurred_toy(), known={})
     wild = DPS(scale=100.0)
@@ -292,6 +322,7 @@ def test_the_uniform_prior_descends_without_noise():
         (lambda: run(blind(JointPiGDM({"image": 0.25})), blurred_toy()), "guidance.data_variance.kernel="),
         (lambda: DPS("sometimes"), "rule norm, constant or likelihood"),
         (lambda: run(blind(kernel=Variable(gaussian_kernel_prior(), size=33)), blurred_toy()), "kernel no larger"),
+        (lambda: run(blind(kernel_crop=9), blurred_toy()), "kernel_crop from 1 to the 7 px"),
     ],
 )
 def test_what_cannot_work_is_refused(wrong, message):

@@ -114,7 +114,7 @@ def test_before_anything_is_loaded(infer, pictures, monkeypatch, settings, words
         ({"saturation": 2}, r"got 2; set saturation="),
         ({"overrides": ["method.coarse_kernel=abc"]}, "whole number for method.coarse_kernel, got 'abc'"),
         ({"pipeline": None, "num_samples": 5}, r"num_particles with pipeline=null, got num_samples=5"),
-        ({"method": "pigdm", "num_samples": 3}, r"a method that is told the kernel, got num_samples=3"),
+        ({"method": "pigdm", "num_samples": 3}, r"a method that finds no kernel, got num_samples=3"),
         ({"overrides": ["pipeline=null", "num_samples=2"]}, "set num_particles=2"),
     ],
     ids=str,

@@ -18,6 +18,7 @@ CONF = cli.config_dir()
 GROUPS = {
     "method": "infer",
     "operator": "infer",
+    "noise": "infer",
     "pipeline": "infer",
     "guidance": "infer",
     "regularizer": "infer",

@@ -15,6 +15,7 @@ from codiffuse.guidance.pigdm import PiGDM
 from codiffuse.methods.base import Measurement
 from codiffuse.methods.diffusion_em import DiffusionEM
 from codiffuse.methods.fast_em import FastEM
+from codiffuse.methods.ilvr import ILVR
 from codiffuse.methods.non_blind import NonBlind
 from codiffuse.methods.steps import ReverseProcess
 from codiffuse.operators.blur import BlurOperator
@@ -32,6 +33,7 @@ def methods(prior):
         "pigdm": NonBlind(prior, process=SHORT),
         "dps": NonBlind(prior, DPS(), SHORT),
         "dps_likelihood": NonBlind(prior, DPS("likelihood", 0.01), SHORT),
+        "ilvr": ILVR(prior, 2, SHORT),
         "diffusion_em": DiffusionEM(NonBlind(prior, process=SHORT), M_STEP, num_iterations=2, kernel_size=7),
     }
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from codiffuse.errors import InputError
-from codiffuse.operators.noise import GaussianNoise, PoissonNoise
+from codiffuse.operators.noise import GaussianNoise, PoissonNoise, noise_of
 
 NOISES = [GaussianNoise(0.05), PoissonNoise(peak=50.0)]
 
@@ -108,3 +108,9 @@ def test_impossible_peak_is_refused(peak):
 def test_too_few_generators_are_refused(noise):
     with pytest.raises(InputError, match=r"each of the 2 images, got 1"):
         noise(ramp(2, size=8), generators(0))
+
+
+def test_a_peak_makes_it_photon_noise():
+    assert isinstance(noise_of(0.02), GaussianNoise)
+    assert noise_of(0.02).sigma == 0.02
+    assert noise_of(0.02, peak=50.0) == PoissonNoise(50.0)

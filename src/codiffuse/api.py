@@ -115,7 +115,7 @@ def restore(
         sigma: Noise level in [0, 1] units, or a fraction such as "5/255"; None estimates it.
         kernel_size: Side of the unknown kernel, px, or "auto".
         num_samples: Restorations with the kernel found; their mean is the result, their spread the uncertainty. Without
-            a `pipeline`, and with a method that is told the kernel, these are `num_particles`.
+            a `pipeline`, and with a method that finds no kernel, these are `num_particles`.
         seed: Of all random numbers.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `float32`, or `bfloat16` inside the network.

@@ -180,9 +180,10 @@ def restorer_of(plain: dict[str, Any], method: str) -> Restorer:
 
     from codiffuse.inference.restorer import Restorer
     from codiffuse.inference.scoring import Scorer, lpips
+    from codiffuse.methods.base import is_blind
 
     operator, chosen = (hydra.utils.instantiate(plain[part]) for part in ("operator", "method"))
-    if plain.get("pipeline") and not chosen.needs:  # with a kernel at hand there is none to be found
+    if plain.get("pipeline") and is_blind(chosen):  # the others have no kernel to find
         # As an argument of the call, because Hydra copies what stands in a configuration.
         chosen = hydra.utils.instantiate(plain["pipeline"] | {"_partial_": True})(blind=chosen)
     return Restorer(
@@ -193,6 +194,7 @@ def restorer_of(plain: dict[str, Any], method: str) -> Restorer:
         device=torch.device(plain["device"]),
         seed=plain["seed"],
         num_frames=24 if plain["animate"] else 0,
+        peak=plain["noise"]["peak"],
     )
 
 
@@ -232,7 +234,7 @@ def _own_hydra() -> Iterator[None]:
 def _settings(plain: dict[str, Any]) -> dict[str, Any]:
     """The options of groups, and the plain values, that a reader of the report wants to see."""
     chosen = HydraConfig.get().runtime.choices
-    groups = {name: chosen.get(name) or "null" for name in ("method", "pipeline", "operator", "data", "prior")}
+    groups = {name: chosen.get(name) or "null" for name in ("method", "pipeline", "operator", "noise", "data", "prior")}
     return groups | {key: value for key, value in plain.items() if not isinstance(value, dict) and value is not None}
 
 

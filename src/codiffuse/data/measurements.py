@@ -18,7 +18,7 @@ from codiffuse.data.sources import Source, centre_crop, data_root, evaluation_se
 from codiffuse.errors import InputError
 from codiffuse.fourier import Size
 from codiffuse.operators.blur import BlurOperator
-from codiffuse.operators.noise import GaussianNoise
+from codiffuse.operators.noise import noise_of
 from codiffuse.operators.turbulence import TurbulenceOperator
 from codiffuse.randomness import derive_seed
 from codiffuse.simulate.mixture import KernelLaw
@@ -35,7 +35,7 @@ class Sample:
     Attributes:
         id: names the image's folder and row.
         y: `(C, H, W)`, C = 1 or 3, [0, 1] units, not clipped.
-        sigma: noise level in [0, 1] units.
+        sigma: noise level in [0, 1] units; of photon noise, that of the same mean power.
         truth: `(C, H, W)`.
         kernel: `(1, h, w)`, the true one.
         tilt: `(2, H, W)` in pixels, the true one, within the frame.
@@ -113,17 +113,19 @@ class SimulatedBlur:
     Args:
         sources: the sharp pictures.
         law: of the kernels.
-        sigma: noise level in [0, 1] units, or the lowest and highest of a log-uniform one; `None` is refused, since
-            there is nothing to estimate it from.
+        sigma: noise level in [0, 1] units, or the lowest and highest of a log-uniform one; `None` is refused without a
+            `peak`, since there is nothing to estimate it from.
         operator: blurs them.
         crop: side of the measurement, cut from the centre, px; `None` keeps the picture whole. For `valid` and
             `unknown` the measurement is that of a larger region: its border is blurred with what lies beyond.
         gray: turn the pictures gray first.
         seed: of kernels, tilts and noise.
         tilt_law: of the tilt fields, for an operator that has one; its `size` becomes that of the picture.
+        peak: photons of a white pixel; the noise is then Poisson's, and `sigma` is not used.
 
     Raises:
-        InputError: no noise level; an operator with a tilt but no law of it, or the other way round.
+        InputError: no noise level; a peak that is not positive; an operator with a tilt but no law of it, or the other
+            way round.
     """
 
     def __init__(
@@ -136,10 +138,12 @@ class SimulatedBlur:
         gray: bool = False,
         seed: int = 0,
         tilt_law: TiltLaw | None = None,
+        peak: float | None = None,
     ) -> None:
-        if sigma is None:
+        if sigma is None and peak is None:
             raise InputError("Expected a noise level for pictures that are blurred here, got none; set sigma=5/255.")
-        self.sigmas = _sigma_range(sigma)
+        self.sigmas, self.peak = None if sigma is None else _sigma_range(sigma), peak
+        noise_of(0.0, peak)  # what it refuses, it refuses for all pictures
         _check_tilt_law(tilt_law, operator)
         self.law, self.tilt_law, self.operator = law, tilt_law, operator
         self.crop, self.gray, self.seed = crop, gray, seed
@@ -157,16 +161,17 @@ class SimulatedBlur:
             params["tilt"] = replace(self.tilt_law, size=tuple(truth.shape[-2:]))(self._rng(name, "tilt"))
         blurred = self.operator(truth[None], **{key: value[None] for key, value in params.items()})
         generator = torch.Generator().manual_seed(derive_seed(self.seed, name, "noise"))
-        sigma = self._sigma(name)
-        y = GaussianNoise(sigma)(blurred, generator)[0]
+        sigma = self._sigma(name) if self.peak is None else 0.0
+        noise = noise_of(sigma, self.peak)
+        y = noise(blurred, generator)
 
         def seen(whole: Tensor | None) -> Tensor | None:
             return None if whole is None else self.operator.crop_to_frame(whole, kernel_size=size)
 
         return Sample(
             name,
-            y,
-            sigma,
+            y[0],
+            sigma or float(noise.level(y)),
             seen(truth),
             kernel,
             picture.notes,
@@ -203,12 +208,13 @@ def blurred(
     limit: int | None = None,
     seed: int = 0,
     tilt_law: TiltLaw | None = None,
+    peak: float | None = None,
 ) -> SimulatedBlur:
     """Sharp pictures blurred here: `input` is a data set (`bsd100`), or whatever `sources` accepts."""
     is_name = isinstance(input, str) and input.isidentifier() and input != "sample" and not Path(input).exists()
     is_data_set = isinstance(input, str) and (is_name or (data_root() / input).is_dir())
     found = evaluation_set(input, limit) if is_data_set else sources(input)[:limit]
-    return SimulatedBlur(found, law, sigma, operator, crop, gray, seed, tilt_law)
+    return SimulatedBlur(found, law, sigma, operator, crop, gray, seed, tilt_law, peak)
 
 
 def pictures(
@@ -220,6 +226,7 @@ def pictures(
     limit: int | None = None,
     seed: int = 0,
     saturation: float | None = THRESHOLD,
+    peak: float | None = None,
 ) -> MeasurementSource:
     """People's pictures as they are; the packaged samples, which are sharp, are blurred here with `law` first."""
     named = input if isinstance(input, list | tuple) else [input]
@@ -227,7 +234,8 @@ def pictures(
     if any(samples) and not all(samples):
         raise InputError("Expected either packaged samples, which are blurred first, or your own pictures, got both.")
     if all(samples) and samples:
-        return blurred(input, law, SAMPLE_SIGMA if sigma is None else sigma, operator, crop, limit=limit, seed=seed)
+        sigma = SAMPLE_SIGMA if sigma is None else sigma
+        return blurred(input, law, sigma, operator, crop, limit=limit, seed=seed, peak=peak)
     return Photographs(input, sigma, limit, crop, saturation)
 
 

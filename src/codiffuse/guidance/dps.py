@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from codiffuse.errors import InputError
-from codiffuse.fourier import over_image
+from codiffuse.fourier import over_batch, over_image
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.operators.turbulence import TurbulenceOperator
 from codiffuse.schedule import Step
@@ -54,12 +54,13 @@ class DPS:
     ) -> Tensor:
         """A^T (y - A x0) over sigma^2 (`likelihood`) or over half the particle's residual norm (`norm`).
 
-        A `mask` `(B, 1, H', W')` is 0 where a pixel of y does not count; `params` are those of the operator.
+        `sigma` is `(B,)`, or of each pixel, shaped like `y`; a `mask` `(B, 1, H', W')` is 0 where a pixel of y does not
+        count; `params` are those of the operator.
         """
         residual = y - operator(x0, **params)
         if mask is not None:
             residual = residual * over_image(mask, residual)
-        variance = sigma.square().reshape(-1, 1, 1, 1, 1).expand_as(residual)
+        variance = (sigma if sigma.ndim > 1 else over_batch(sigma, residual)).square().expand_as(residual)
         return operator.adjoint(self.weigh(residual, variance), **params)
 
     def weigh(self, residual: Tensor, variance: Tensor, **_: object) -> Tensor:

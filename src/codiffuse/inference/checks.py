@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from codiffuse.errors import InputError
 from codiffuse.fourier import BOUNDARIES
+from codiffuse.methods.base import is_blind
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ SETTINGS: dict[str, Kind] = {
     "lpips": _SWITCH,
     "animate": _SWITCH,
 }
-GROUPS = {"method": "fast_em", "operator": "blur", "data": "files", "prior": "natural"}  # that no run goes without
+# That no run goes without, each with an option.
+GROUPS = {"method": "fast_em", "operator": "blur", "noise": "gaussian", "data": "files", "prior": "natural"}
 
 # Of arguments, by their annotations.
 _TYPES = {
@@ -168,9 +170,10 @@ def check_samples(settings: Mapping[str, Any], given: Collection[str]) -> None:
     wanted = settings["num_samples"]
     if "num_samples" not in given or wanted == settings["num_particles"]:
         return
-    knows_kernel = bool(getattr(pydoc.locate(str(settings["method"].get("_target_"))), "needs", ()))
-    if knows_kernel or not settings.get("pipeline"):
-        why = "a method that is told the kernel" if knows_kernel else "pipeline=null"
+    method = pydoc.locate(str(settings["method"].get("_target_")))
+    finds_kernel = not hasattr(method, "needs") or is_blind(method)
+    if not finds_kernel or not settings.get("pipeline"):
+        why = "pipeline=null" if finds_kernel else "a method that finds no kernel"
         raise InputError(f"Expected num_particles with {why}, got num_samples={wanted}; set num_particles={wanted}.")
 
 

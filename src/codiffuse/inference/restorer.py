@@ -17,11 +17,11 @@ from codiffuse.inference.diagnostics import diagnose
 from codiffuse.inference.progress import StepRecorder
 from codiffuse.inference.scoring import Scorer
 from codiffuse.inference.writers import Outcome
-from codiffuse.methods.base import Callback, Measurement, Method, Restarts, Restoration, StepInfo
+from codiffuse.methods.base import Callback, Measurement, Method, Restarts, Restoration, StepInfo, is_blind
 from codiffuse.methods.coarse import downsampled
 from codiffuse.metrics.kernel import mnc
 from codiffuse.operators.blur import BlurOperator
-from codiffuse.operators.noise import GaussianNoise
+from codiffuse.operators.noise import noise_of
 from codiffuse.operators.turbulence import TurbulenceOperator
 from codiffuse.randomness import GeneratorNoise, derive_seed
 
@@ -38,9 +38,11 @@ class Restorer:
         device: where the method runs.
         seed: with an image's id it decides all of the sampler's random numbers.
         num_frames: states an image kept for the animated trace.
+        peak: photons of a white pixel, for methods that know photon noise; `None` is white Gaussian noise of each
+            sample's level.
 
     Raises:
-        InputError: the method cannot use the operator.
+        InputError: the method cannot use the operator, or photon noise.
     """
 
     method: Method
@@ -50,11 +52,17 @@ class Restorer:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0
     num_frames: int = 24
+    peak: float | None = None
 
     def __post_init__(self) -> None:
         reason = self.method.supports(self.operator)
         if reason:
             raise InputError(f"Expected an operator that {self.name} supports: it {reason}; choose another method.")
+        if self.peak is not None and not getattr(self.method, "knows_photon_noise", False):
+            raise InputError(
+                f"Expected a method that knows photon noise for noise=poisson, got {self.name}; set pipeline=null and "
+                "method=blind_dps, dps (which is told the kernel) or ilvr, or noise=gaussian."
+            )
 
     def __call__(
         self,
@@ -105,8 +113,12 @@ class Restorer:
             "sigma": sample.sigma if sample else None,
             "status": f"failed: {reason}",
             "notes": list(sample.notes) if sample else [],
-        }
+        } | self._photons()
         return Outcome(id=name, row=row, y=sample.y if sample else None)
+
+    def _photons(self) -> dict[str, Any]:
+        """What a row says of its noise where that is not white and Gaussian."""
+        return {} if self.peak is None else {"noise": "poisson", "peak": float(self.peak)}
 
     def _measurement(self, batch: Sequence[Sample]) -> Measurement:
         known = {}
@@ -121,7 +133,7 @@ class Restorer:
         if any(sample.mask is not None for sample in batch):
             masks = [torch.ones_like(sample.y[:1]) if sample.mask is None else sample.mask for sample in batch]
             mask = torch.stack(masks).to(self.device)
-        return Measurement(y, GaussianNoise(sigma), self.operator, known, mask)
+        return Measurement(y, noise_of(sigma, self.peak), self.operator, known, mask)
 
     def _outcome(
         self, sample: Sample, result: Restoration, index: int, seconds: float, recorder: StepRecorder
@@ -139,7 +151,7 @@ class Restorer:
             "nfe": result.nfe,
             "input_hash": sample.input_hash,
             "notes": list(sample.notes),
-        }
+        } | self._photons()
         if result.step_factor is not None:
             row["step_factor"] = float(result.step_factor[index])
         found: dict[str, Any] = {}
@@ -178,8 +190,8 @@ class Restorer:
         kernel = params["kernel"]
         predicted = self.operator(canvas[None], **{name: value[None] for name, value in params.items()})
         found: dict[str, Any] = {"residual": sample.y - predicted[0]}
-        # A kernel that was given needs no judgement, and what is known of judging is about blurs.
-        if self.method.needs or not isinstance(self.operator, BlurOperator):
+        # A kernel that was not looked for needs no judgement, and what is known of judging is about blurs.
+        if not is_blind(self.method) or not isinstance(self.operator, BlurOperator):
             return {}, found
         row: dict[str, Any] = {}
         restarts = windows = None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from codiffuse.errors import InputError
 from codiffuse.operators.blur import BlurOperator
-from codiffuse.operators.noise import GaussianNoise
+from codiffuse.operators.noise import Noise
 from codiffuse.randomness import NoiseSource
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Measurement:
     """
 
     y: Tensor
-    noise: GaussianNoise
+    noise: Noise
     operator: BlurOperator
     known: dict[str, Tensor] = field(default_factory=dict)
     mask: Tensor | None = None
@@ -202,6 +202,11 @@ class Method(Protocol):
     def supports(self, operator: BlurOperator) -> str | None:
         """`None`, or why this operator cannot be used."""
         ...
+
+
+def is_blind(method: Method | type[Method]) -> bool:
+    """Whether a method finds the operator: others are told it (`needs`), or do without (`ignores_operator`)."""
+    return not method.needs and not getattr(method, "ignores_operator", False)
 
 
 class BlindMethod(Method, Protocol):

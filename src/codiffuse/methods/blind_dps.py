@@ -12,6 +12,7 @@ from torch import Tensor
 from codiffuse.errors import InputError
 from codiffuse.estimation.centering import moved
 from codiffuse.estimation.consensus import match_central
+from codiffuse.fourier import Size, reach
 from codiffuse.guidance.dps import DPS
 from codiffuse.guidance.joint import JointPiGDM
 from codiffuse.methods.base import Callback, Measurement, Restoration, StepInfo, choose, restoration
@@ -20,6 +21,7 @@ from codiffuse.methods.variables import Variable
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.randomness import NoiseSource
 from codiffuse.schedule import Step
+from codiffuse.spaces import shift_and_divide
 
 IMAGE = "image"
 
@@ -34,6 +36,8 @@ class BlindDPS:
         guidance: approximation of the gradients of log p(y | x_t, k_t) (Theorem 1).
         process: the reverse chain, of all variables.
         num_particles: n samples an image, each with its own parameters.
+        kernel_crop: side of the centre of each kernel that is kept in the end, px, where kernels are smaller than those
+            that the prior knows (Fig. 5); `None` keeps all.
         max_retries: how often an image whose run diverged is run again, each time with half the step of guidance.
     """
 
@@ -42,8 +46,10 @@ class BlindDPS:
     guidance: DPS | JointPiGDM = field(default_factory=DPS)
     process: ReverseProcess = field(default_factory=ReverseProcess)
     num_particles: int = 1
+    kernel_crop: int | None = None
     max_retries: int = 2
     needs: ClassVar[tuple[str, ...]] = ()
+    knows_photon_noise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_counts(num_particles=self.num_particles)
@@ -130,7 +136,7 @@ class BlindDPS:
                 callback(self._info(values, y, n, number, len(steps), step))
 
         values = {name: variables[name].coordinates.decode(value) for name, value in x_t.items()}
-        found = _restoration(measurement, values, n, len(steps))
+        found = _restoration(measurement, values, n, len(steps), self.kernel_crop)
         return replace(found, step_factor=torch.full((len(y),), factor, device=y.device))
 
     def _gradients(
@@ -168,6 +174,11 @@ class BlindDPS:
         y = measurement.y
         _, *size = self.parameters["kernel"].shape(tuple(y.shape[-2:]))
         check_kernel_fits(tuple(size), y)
+        if self.kernel_crop is not None and not 1 <= self.kernel_crop <= min(size):
+            raise InputError(
+                f"Expected kernel_crop from 1 to the {min(size)} px of the kernel, got {self.kernel_crop}; "
+                "set method.kernel_crop=null to keep all of it."
+            )
         canvas = measurement.operator.image_shape(tuple(y.shape[-2:]), kernel_size=tuple(size))
         shapes = {IMAGE: (self.image.prior.channels, *canvas)}
         shapes |= {name: variable.shape(canvas) for name, variable in self.parameters.items()}
@@ -199,11 +210,15 @@ def _draw(noise: NoiseSource, name: str, shape: tuple[int, ...], like: Tensor) -
     return noise.normal(name, shape, like).flatten(0, 1)
 
 
-def _restoration(measurement: Measurement, values: Mapping[str, Tensor], n: int, nfe: int) -> Restoration:
+def _restoration(
+    measurement: Measurement, values: Mapping[str, Tensor], n: int, nfe: int, kernel_crop: int | None = None
+) -> Restoration:
     """Closes a run: the samples of an image are moved to where their kernels match, as are the maps of its operator."""
     parts = {name: value.unflatten(0, (len(measurement.y), n)) for name, value in values.items()}
     if n > 1 and "kernel" in parts:
         parts = _aligned(parts)
+    if kernel_crop is not None:
+        parts = _cropped(parts, measurement, (kernel_crop, kernel_crop))
     x = lower(parts.pop(IMAGE), measurement.y)
     found = restoration(measurement, x, {name: value.mean(1) for name, value in parts.items()}, nfe)
     return replace(found, raw={**found.raw, **{f"{name}_samples": value for name, value in parts.items()}})
@@ -223,3 +238,18 @@ def _aligned(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name: torch.stack([shifted(name, each, *at) for each, at in zip(value, matched, strict=True)])
         for name, value in parts.items()
     }
+
+
+def _cropped(parts: Mapping[str, Tensor], measurement: Measurement, size: Size) -> dict[str, Tensor]:
+    """The centre of each kernel, of `size`, and what it reads of the canvas."""
+    before, frame = tuple(parts["kernel"].shape[-2:]), tuple(measurement.y.shape[-2:])
+    canvas, needed = (measurement.operator.image_shape(frame, kernel_size=each) for each in (before, size))
+    top, _, left, _ = (more - less for more, less in zip(reach(before), reach(size), strict=True))
+    down, right = (more // 2 - less // 2 for more, less in zip(before, size, strict=True))
+    cropped = dict(parts)
+    for name, value in parts.items():
+        if name == "kernel":
+            cropped[name] = shift_and_divide(value[..., down : down + size[0], right : right + size[1]])
+        elif canvas != needed and tuple(value.shape[-2:]) == canvas:
+            cropped[name] = value[..., top : top + needed[0], left : left + needed[1]]
+    return cropped

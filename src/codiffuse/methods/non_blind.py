@@ -15,6 +15,7 @@ from codiffuse.methods.base import Callback, Measurement, Restoration, StepInfo,
 from codiffuse.methods.memory import particles_that_fit
 from codiffuse.methods.steps import ReverseProcess, check_counts, denoise, lift, lower, start_particles, supports_blur
 from codiffuse.operators.blur import BlurOperator
+from codiffuse.operators.noise import PoissonNoise
 from codiffuse.operators.turbulence import TurbulenceOperator
 from codiffuse.priors.prior import Prior
 from codiffuse.randomness import NoiseSource
@@ -47,6 +48,11 @@ class NonBlind:
         """Steps of a whole run."""
         return len(self.process.schedule())
 
+    @property
+    def knows_photon_noise(self) -> bool:
+        """PiGDM takes one level for all pixels."""
+        return isinstance(self.guidance, DPS)
+
     def supports(self, operator: BlurOperator | TurbulenceOperator) -> str | None:
         """`None`, or why not."""
         if not isinstance(operator, TurbulenceOperator) or not isinstance(self.guidance, DPS):
@@ -74,6 +80,8 @@ class NonBlind:
                 raise InputError(f"Expected a known {name} for a non-blind method, got none; use a blind method.")
         params = {name: measurement.known[name] for name in operator.params}
         y, sigma = lift(measurement.y, self.prior), measurement.sigma
+        if isinstance(measurement.noise, PoissonNoise) and self.knows_photon_noise:
+            sigma = measurement.noise.variance(y).sqrt().unsqueeze(1)
         size = params["kernel"].shape[-2:]
         shape = (len(y), self.num_particles, y.shape[1], *operator.image_shape(y.shape[-2:], kernel_size=size))
         y_hat = torch.fft.rfft2(y).unsqueeze(1)

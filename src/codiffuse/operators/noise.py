@@ -104,6 +104,14 @@ class PoissonNoise:
         return self.variance(y).flatten(1).mean(dim=1).sqrt()
 
 
+Noise = GaussianNoise | PoissonNoise
+
+
+def noise_of(sigma: float | Tensor, peak: float | None = None) -> Noise:
+    """White Gaussian noise of a level `sigma`; with a `peak`, photon noise, whatever the level."""
+    return GaussianNoise(sigma) if peak is None else PoissonNoise(peak)
+
+
 def _one_per_image(generators: Generator | Sequence[Generator], image: Tensor) -> Sequence[Generator]:
     if isinstance(generators, Generator):
         return [generators] * len(image)
