@@ -12,6 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from codiffuse import cli
+from codiffuse.methods.photograph import Photograph
+from codiffuse.methods.tiles import Tiled
 
 CONF = cli.config_dir()
 # Which program a group is for; files of `data` and `experiment` serve either.
@@ -176,6 +178,25 @@ def test_pipelines_build_around_a_method(composed, use_tiny_zoo, path):
     assert method.finish.non_blind.num_particles == 3
     assert method.finish.max_memory == 2**29
     assert method.kernel_size == 9
+
+
+def test_the_shipped_pipeline_is_the_one_that_was_measured(composed, use_tiny_zoo):
+    """Its limits are the defaults of the class, and its last step has the 12 steps of docs/methods.md."""
+    limits = [
+        "sharp_spread",
+        "small_spread",
+        "small_kernel_size",
+        "first_kernel_size",
+        "max_kernel_size",
+        "num_windows",
+    ]
+    limits += ["border_limit", "small_border_limit", "least_sigma", "max_noise_correction", "reach"]
+    method = cli.restorer_of(composed("infer", "pipeline=photograph"), "fast_em").method
+    for name in limits:
+        assert getattr(method, name) == pytest.approx(getattr(Photograph, name), rel=1e-3), name
+    process = method.finish.non_blind.process
+    assert (process.num_steps, process.spacing, process.start) == (12, 2.0, 0.6)
+    assert (method.window, method.finish.tile, method.finish.overlap) == (Photograph.window, Tiled.tile, Tiled.overlap)
 
 
 @files_of("model")
