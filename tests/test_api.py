@@ -4,6 +4,7 @@ import json
 import runpy
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -158,6 +159,18 @@ def test_the_residual_is_in_units_of_sigma_and_leaves_out_what_is_clipped(instan
     flat[4:8] = flat[16:20] = flat[28:32] = 1  # what white gains by noise is cut off
     assert instant(flat, sigma=0.005).residual == pytest.approx(2, rel=0.05)
     assert instant(flat, sigma=0.005, saturation=None).residual == pytest.approx(2 * 0.85**0.5, rel=0.05)
+
+
+def test_the_residual_is_in_units_of_the_level_that_was_used_in_the_end(instant, monkeypatch):
+    found = FastEM.__call__
+
+    def corrected(self, measurement, **options):
+        return replace(found(self, measurement, **options), noise_level=torch.tensor([0.02]))
+
+    monkeypatch.setattr(FastEM, "__call__", corrected)
+    restored = instant(np.full((40, 48), 0.5, np.float32), sigma=0.005)  # noise of 0.01 is added
+    assert restored.sigma == restored.row["sigma_used"] == pytest.approx(0.02)
+    assert restored.residual == pytest.approx(0.5, rel=0.1)
 
 
 def test_a_packaged_sample_is_blurred_first_and_scored(instant):

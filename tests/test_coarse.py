@@ -58,6 +58,12 @@ def test_masked_pixels_do_not_enter_the_mean_of_a_block_which_counts_if_most_of_
     assert float((1 - seen.mask).sum()) == 1
 
 
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_the_noise_level_stays(factor):
+    """The two sides of the model agree only up to aliasing, so a mean with less noise is told the same."""
+    assert float(coarser(picture(64, 64), factor).sigma) == pytest.approx(0.02)
+
+
 @pytest.mark.parametrize(("side", "boundary"), [(64, "circular"), (65, "unknown")])
 def test_a_period_that_is_cut_is_none(side, boundary):
     assert coarser(picture(64, side, "circular"), 2).operator.boundary == boundary

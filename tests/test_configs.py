@@ -1,6 +1,7 @@
 """Every file of `conf/` composes, and says nothing that the class it configures does not understand."""
 
 import inspect
+from dataclasses import fields
 from pathlib import Path
 
 import hydra
@@ -12,6 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from codiffuse import cli
+from codiffuse.methods.photograph import Photograph
+from codiffuse.methods.tiles import Tiled
 
 CONF = cli.config_dir()
 # Which program a group is for; files of `data` and `experiment` serve either.
@@ -177,6 +180,17 @@ def test_pipelines_build_around_a_method(composed, use_tiny_zoo, path):
     assert method.finish.non_blind.num_particles == 3
     assert method.finish.max_memory == 2**29
     assert method.kernel_size == 9
+
+
+def test_the_shipped_pipeline_is_the_one_that_was_measured(composed, use_tiny_zoo):
+    """Its limits are the defaults of the class, and its last step has the 12 steps of docs/methods.md."""
+    method = cli.restorer_of(composed("infer", "pipeline=photograph"), "fast_em").method
+    limits = {each.name: each.default for each in fields(Photograph) if isinstance(each.default, int | float)}
+    assert {"least_sigma", "sharp_spread", "small_spread", "reach", "window"} <= limits.keys()
+    assert {name: getattr(method, name) for name in limits} == pytest.approx(limits, rel=1e-3)
+    process = method.finish.non_blind.process
+    assert (process.num_steps, process.spacing, process.start) == (12, 2.0, 0.6)
+    assert (method.finish.tile, method.finish.overlap) == (Tiled.tile, Tiled.overlap)
 
 
 @files_of("model")

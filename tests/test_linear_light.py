@@ -65,6 +65,21 @@ def test_guidance_direction_is_the_dense_solve(boundary, masked):
             torch.testing.assert_close(direction[b, c].flatten(), expected, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("boundary", ["circular", "unknown"])
+def test_ten_steps_are_enough_where_slopes_differ(boundary):
+    """From shadows to highlights the slope of the curve changes tenfold, which the preconditioner must know of."""
+    scene = blurred_toy(2, side=48, sigma=1e-9).y.double().clamp(0.02, 0.98)
+    kernel = torch.full((2, 1, 1, 5), 0.2).double()
+    r2, sigma2 = torch.full((2,), 0.03).double(), torch.full((2,), 0.02**2).double()
+    y = LinearLightBlur(boundary)(scene, kernel=kernel)
+    image = scene + 0.1 * torch.randn(scene.shape, generator=torch.Generator().manual_seed(1)).double()
+    exact, ten = (
+        LinearLightBlur(boundary, **options).guidance_direction(y, image, r2, sigma2, kernel=kernel)
+        for options in (EXACT, {"cg_iterations": 10, "cg_tolerance": 0.0})
+    )
+    assert (ten - exact).norm() < 0.04 * exact.norm()
+
+
 def test_without_spread_guidance_is_the_gradient_of_the_likelihood():
     """Close to the truth, where the linearisation is exact."""
     kernel = random_kernel((4, 3))

@@ -55,9 +55,9 @@ class Truncating:
         return restoration(measurement, torch.full((1, 1, 3, *shape), 0.5), {"kernel": kernel}, 2)
 
 
-def photograph(blind, **options):
+def photograph(blind, tile=48, num_samples=2, **options):
     process = ReverseProcess(num_steps=2)
-    finish = Tiled(NonBlind(tiny_prior(), process=process, num_particles=2), tile=48, overlap=8)
+    finish = Tiled(NonBlind(tiny_prior(), process=process, num_particles=num_samples), tile=tile, overlap=8)
     options = {"first_kernel_size": 9, "sharp_spread": 0.0, "small_spread": 0.0} | options
     return Photograph(blind, finish, HQS(NoRegularizer(), iterations=2), **options)
 
@@ -177,6 +177,13 @@ def test_what_the_kernel_leaves_unexplained_raises_the_noise_within_limits():
     assert factors == pytest.approx([1.0, 1.5])
 
 
+def test_the_noise_is_raised_by_the_square_of_what_the_residual_is_above_it():
+    """Gray plus noise of twice the level that is told: gray leaves twice that level, which counts fourfold."""
+    noise = 0.04 * torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    found = run(photograph(Truncating()), Measurement(0.5 + noise, GaussianNoise(0.02), UNKNOWN))
+    assert float(found.noise_level) == pytest.approx(4 * 0.02, rel=0.03)
+
+
 @pytest.mark.parametrize(("size", "sigma", "told"), [(15, 0.002, 5 / 255), (15, 0.05, 0.05), (9, 0.002, 0.002)])
 def test_the_search_alone_assumes_a_least_noise_level(size, sigma, told):
     blind, measurement = Truncating(), blurred(sigma=sigma)
@@ -200,6 +207,13 @@ def test_what_one_sample_alone_shows_counts_little(samples, mean):
     assert torch.allclose(_clipped_mean(values, 0.15), torch.tensor(mean))
     spread = torch.rand(2, 4, 3, 300, 5)
     assert torch.allclose(_clipped_mean(spread, float("inf")), spread.mean(1))
+
+
+def test_the_picture_is_the_clipped_mean_of_its_samples():
+    method = photograph(Truncating(), reach=1e-3, num_samples=3)
+    found = run(method, blurred(32))
+    torch.testing.assert_close(found.image, _clipped_mean(found.samples, 1e-3))
+    assert (found.image - found.samples.mean(1)).abs().max() > 3e-3
 
 
 def test_a_reach_that_is_not_positive_is_refused():
@@ -311,6 +325,36 @@ def test_nothing_is_searched_for_in_a_sharp_picture(caplog):
     assert (found.image.shape, found.restarts, found.windows) == ((1, 3, 64, 64), None, None)
     assert found.is_sharp
     assert [(info.number, info.total) for info in told] == [(n + 1, len(told)) for n in range(len(told))]
+
+
+def unless_sharp(blind):
+    """A method that looks at the spectrum first, and takes little time."""
+    return photograph(blind, tile=96, num_samples=1, sharp_spread=SHARP)
+
+
+def test_of_a_sharp_picture_only_the_end_of_the_reverse_process_is_run():
+    """It begins where the noise of the process is about 42 gray levels, half of that in [-1, 1] coordinates."""
+    told = []
+    run(unless_sharp(Truncating()), sharp_measurement(), callback=told.append)
+    first = ((1 - told[0].alpha_bar) / told[0].alpha_bar) ** 0.5 * 255 / 2
+    assert first == pytest.approx(42, rel=0.05)
+
+
+@pytest.mark.parametrize(("sigma", "searched"), [(14 / 255, False), (16 / 255, True)])
+def test_in_much_noise_the_spectrum_does_not_tell(sigma, searched):
+    blind = Truncating()
+    run(unless_sharp(blind), sharp_measurement(sigma))
+    assert bool(blind.seen) == searched
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_clipped_lights_do_not_make_a_picture_sharp(masked):
+    """Their edges are the only ones there are: what the mask leaves is smooth."""
+    smooth, lights = blurred(), torch.zeros(1, 1, 64, 64)
+    lights[..., 4::8, 4::8] = 1
+    y, blind = torch.where(lights > 0, 1.0, smooth.y), Truncating()
+    run(unless_sharp(blind), replace(smooth, y=y, mask=1 - lights if masked else None))
+    assert bool(blind.seen) == masked
 
 
 @pytest.mark.parametrize("options", [{"kernel_size": 9, "sharp_spread": SHARP}, {"sharp_spread": 0.0}])

@@ -1,14 +1,17 @@
 """Restoring pictures of any size: without seams, however many tiles, samples, and bytes there are."""
 
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 import torch
+from torch.profiler import profile
 from toys import blurred_toy, gaussian_prior, tiny_prior
 
 from codiffuse.errors import InputError
 from codiffuse.guidance.pigdm import PiGDM
 from codiffuse.inference.progress import StepRecorder
+from codiffuse.methods.base import restoration
 from codiffuse.methods.memory import OVERHEAD
 from codiffuse.methods.non_blind import NonBlind
 from codiffuse.methods.steps import ReverseProcess
@@ -176,6 +179,23 @@ def test_short_memory_first_costs_time_then_smaller_tiles_then_windows():
     assert plans[0].prior.kept == plans[0].num_tiles > plans[1].prior.kept
     assert plans[0].tiles == plans[1].tiles
     assert max(plans[2].tile) < max(plans[1].tile)
+
+
+def test_a_plan_holds_the_end_of_a_run_when_there_are_more_samples_than_a_window_has_pictures():
+    """All samples are clipped then, and the residual of the whole is computed: as the allocator counts it."""
+    measurement, frame, count = photograph(200), (200, 200), 8
+    method = Tiled(exact(num_particles=count), 128, 32, 1)
+    with pytest.raises(InputError, match="GiB or more") as caught:
+        method.plan(frame, KERNEL)
+    least = float(str(caught.value).split()[1]) * 2**30
+    plan = replace(method, max_memory=int(1.01 * least)).plan(frame, KERNEL)
+    assert plan.num_windows > 1
+    x = torch.rand(1, count, 3, 206, 206)
+    with profile(profile_memory=True) as profiled:
+        restoration(measurement, x, measurement.known, 1)
+    sizes = [event.nbytes() for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    peak = x.nbytes + max(accumulate(sizes))
+    assert 0.9 * plan.bytes < peak <= plan.bytes
 
 
 def test_one_tile_takes_as_many_samples_at_a_time_as_fit():
