@@ -131,7 +131,8 @@ def test_noise_levels_spread_evenly_over_their_decades(folder):
     for seed in range(50):
         source = SimulatedBlur(sources(folder), GaussianKernels(7), (0.01, 0.1), BlurOperator(), seed=seed)
         levels += [source.load(index).sigma for index in range(4)]
-    assert min(levels) > 0.01 and max(levels) < 0.1
+    assert min(levels) > 0.01
+    assert max(levels) < 0.1
     assert np.mean(np.log10(levels)) == pytest.approx(-1.5, abs=0.07)  # three times the error of the mean
     assert np.std(np.log10(levels)) == pytest.approx(12**-0.5, abs=0.04)
     sample = source.load(0)
@@ -317,6 +318,22 @@ def test_sigma_is_estimated_where_nobody_says_it(tmp_path):
 
 def test_a_flat_picture_has_the_noise_of_its_rounding():
     assert estimate_sigma(torch.full((3, 40, 40), 0.5)) == 0.5 / 255
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_noise_of_what_is_black_is_asked_of_nobody():
+    pixels = torch.zeros(3, 96, 96)
+    assert estimate_sigma(pixels) == 0.5 / 255
+    pixels[0] = 0.5 + 0.05 * torch.randn(96, 96, generator=torch.Generator().manual_seed(0))
+    assert estimate_sigma(pixels) == pytest.approx(0.05, rel=0.05)
+
+
+def test_the_estimate_is_that_of_scikit_image():
+    from skimage.restoration import estimate_sigma as reference
+
+    pixels = torch.rand(3, 50, 61, generator=torch.Generator().manual_seed(0))
+    expected = reference(pixels.numpy(), channel_axis=0, average_sigmas=True)
+    assert estimate_sigma(pixels) == pytest.approx(expected, rel=1e-6)
 
 
 def test_gray_16_bit_and_transparent_pictures_run_and_the_log_says_so(tmp_path, caplog):
