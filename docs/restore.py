@@ -71,7 +71,7 @@ print(restored)
 # looks sharp, where no blur is looked for), and `flags` are what speaks against it.
 
 # %%
-print(f"{restored.status}; noise {255 * restored.sigma:.1f} of 255; residual {restored.residual:.2f} sigma")
+print(f"{restored.status}; noise {255 * restored.row['sigma']:.1f} of 255; residual {restored.residual:.2f} times that")
 print(f"trust {restored.trust:.2f}; flags: {', '.join(restored.flags) or 'none'}")
 
 # %% [markdown]
