@@ -1,6 +1,8 @@
 """Every file of `conf/` composes, and says nothing that the class it configures does not understand."""
 
+import dataclasses
 import inspect
+from dataclasses import MISSING
 from pathlib import Path
 
 import hydra
@@ -12,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from codiffuse import cli
+from codiffuse.methods.photograph import Photograph
 
 CONF = cli.config_dir()
 # Which program a group is for; files of `data` and `experiment` serve either.
@@ -176,6 +179,13 @@ def test_pipelines_build_around_a_method(composed, use_tiny_zoo, path):
     assert method.finish.non_blind.num_particles == 3
     assert method.finish.max_memory == 2**29
     assert method.kernel_size == 9
+
+
+def test_settings_of_photographs_are_all_there_with_the_defaults_of_the_class(composed):
+    shown = composed("infer", "kernel_size=auto", "num_samples=4")["pipeline"]
+    scalars = {field.name: field.default for field in dataclasses.fields(Photograph) if field.default is not MISSING}
+    assert len(scalars) >= 12
+    assert {name: shown.get(name, "not there") for name in scalars} == scalars
 
 
 @files_of("model")
