@@ -68,11 +68,11 @@ print(restored)
 # `image` and `kernel` are NumPy arrays, `row` holds everything that was measured, and `notes` what was done to the
 # picture on reading. `residual` is what picture and kernel together leave unexplained, in units of the noise: near 1
 # the model fits. `trust` is the estimated chance that the result is better than what we had (`None` for a picture that
-# looks sharp, where no blur is looked for), and `flags` are what speaks against it.
+# looks sharp, or in which hardly any blur was found), and `flags` are what speaks against it.
 
 # %%
-print(f"{restored.status}; noise {255 * restored.sigma:.1f} of 255; residual {restored.residual:.2f} sigma")
-print(f"trust {restored.trust:.2f}; flags: {', '.join(restored.flags) or 'none'}")
+print(f"{restored.status}; noise {255 * restored.row['sigma']:.1f} of 255; residual {restored.residual:.2f} times that")
+print(f"trust {restored.trust}; flags: {', '.join(restored.flags) or 'none'}")
 
 # %% [markdown]
 # ## Before and after, and the kernels that were found and used

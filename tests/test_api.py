@@ -1,10 +1,10 @@
 """`codiffuse.restore`: the command line's numbers, every form of a picture, and nothing left behind in the process."""
 
+import dataclasses
 import json
 import runpy
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -161,16 +161,18 @@ def test_the_residual_is_in_units_of_sigma_and_leaves_out_what_is_clipped(instan
     assert instant(flat, sigma=0.005, saturation=None).residual == pytest.approx(2 * 0.85**0.5, rel=0.05)
 
 
-def test_the_residual_is_in_units_of_the_level_that_was_used_in_the_end(instant, monkeypatch):
-    found = FastEM.__call__
+def test_the_residual_grows_with_the_misfit(instant, monkeypatch):
+    """Its unit is the noise level, not what a photograph's last step makes of it for the misfit's sake."""
 
-    def corrected(self, measurement, **options):
-        return replace(found(self, measurement, **options), noise_level=torch.tensor([0.02]))
+    def raised(self, measurement, **options):
+        found = noisy_copy(self, measurement, **options)
+        return dataclasses.replace(found, noise_level=4 * measurement.sigma)  # for twice the noise
 
-    monkeypatch.setattr(FastEM, "__call__", corrected)
-    restored = instant(np.full((40, 48), 0.5, np.float32), sigma=0.005)  # noise of 0.01 is added
-    assert restored.sigma == restored.row["sigma_used"] == pytest.approx(0.02)
-    assert restored.residual == pytest.approx(0.5, rel=0.1)
+    monkeypatch.setattr(FastEM, "__call__", raised)
+    restored = instant(np.full((40, 48), 0.5, np.float32), sigma=0.005)
+    assert restored.sigma == pytest.approx(0.02)
+    assert restored.residual == pytest.approx(2, rel=0.1)
+    assert restored.residual == pytest.approx(restored.row["feature_residual_ratio"], rel=1e-3)
 
 
 def test_a_packaged_sample_is_blurred_first_and_scored(instant):
@@ -206,6 +208,12 @@ def test_what_has_failed_says_so_and_can_be_saved(instant, tmp_path, monkeypatch
         ("nothing.png", {}, ["nothing.png", "nothing is there"]),
         (np.zeros((3, 40, 48), np.uint8), {}, ["image", "(3, 40, 48)", "channels to the end"]),
         (torch.zeros(40, 48, 3), {}, ["image", "(40, 48, 3)", "channels first"]),
+        (np.zeros((1, 40, 48, 3)), {}, ["an array", "(1, 40, 48, 3)", "give one picture"]),
+        (np.zeros((40, 48, 5)), {}, ["an array", "(40, 48, 5)", "select its colours"]),
+        (torch.zeros(1, 3, 40, 48), {}, ["a tensor", "(1, 3, 40, 48)", "give one picture"]),
+        (torch.zeros(5, 40, 48), {}, ["a tensor", "(5, 40, 48)", "select its colours"]),
+        ("a\nb.jpg", {}, ["a b.jpg", "nothing is there"]),
+        (np.full((40, 48), -8.5), {}, ["image", "in [0, 1]", "-8.5", "(x + 1) / 2"]),
         (np.zeros((40, 48), np.int64), {}, ["image", "int64"]),
         (np.full((40, 48), np.nan), {}, ["image", "finite"]),
         (np.zeros((20, 48)), {}, ["image", "at least 32 x 32", "20 x 48"]),
@@ -215,6 +223,13 @@ def test_what_has_failed_says_so_and_can_be_saved(instant, tmp_path, monkeypatch
         (None, {"sgima": 1}, ["sgima"]),
         (None, {"sigma": "loud"}, ["5/255", "loud"]),
         (None, {"sigma": {"a": 1}}, ["sigma", "dict"]),
+        (None, {"sigma": np.full(3, 0.1)}, ["a number", "sigma", "ndarray of shape (3,)", "give"]),
+        (None, {"sigma": torch.tensor([0.1])}, ["a number", "sigma", "Tensor of shape (1,)", "give"]),
+        (None, {"sigma": np.array(0.1j)}, ["a number", "sigma", "complex", "give"]),
+        (None, {"callback": 5}, ["callback", "int", "None"]),
+        (None, {"method": 3}, ["method/3", "fast_em"]),
+        (None, {"method": "3"}, ["method/3", "fast_em"]),
+        (None, {"overrides": ["method=3"]}, ["method/3", "fast_em"]),
         (None, {"method": "nope"}, ["method/nope", "fast_em"]),
         (None, {"method": "pigdm"}, ["true kernel", "blind method"]),
         (None, {"boundary": "round"}, ["circular", "round"]),
@@ -236,6 +251,15 @@ def test_errors_are_one_line(quick, image, settings, words):
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("scalar", [np.float32, np.array, torch.tensor], ids=["numpy", "0-dim", "torch"])
+def test_numbers_may_be_scalars_of_numpy_and_torch(instant, scalar):
+    settings = {"sigma": scalar(0.02), "seed": np.array(3), "kernel_size": torch.tensor(7), "lpips": np.bool_(False)}
+    restored = instant(picture(0), **settings)
+    assert restored.sigma == pytest.approx(0.02)
+    assert restored.kernel.shape == (7, 7)
+    assert np.array_equal(restored.image, instant(picture(0), sigma=0.02, seed=3, kernel_size=7).image)
 
 
 def test_no_overrides_at_all(instant):

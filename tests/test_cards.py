@@ -85,6 +85,27 @@ def test_an_image_that_failed_keeps_its_notes(outcome):
     assert restorer.failed("a", "why").row["notes"] == []
 
 
+def test_pictures_may_be_larger_than_pillow_likes(outcome, tmp_path, monkeypatch):
+    RunFolder(tmp_path).write(outcome)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert "32 x 32 px" in card(tmp_path, outcome.row, "image-1")
+
+
+@pytest.mark.parametrize(("trust", "shown"), [(0.9997, "99 %"), (0.634, "63 %"), (0.001, "1 %")])
+def test_trust_is_never_certain(tmp_path, trust, shown):
+    html = card(tmp_path, ROW | {"trust": trust}, "image-1")
+    assert f"<td>{shown}</td>" in html
+    assert f"estimated chance {shown}" in html
+
+
+def test_network_calls_are_whole(tmp_path):
+    rows = [ROW | {"nfe": nfe} for nfe in (175.6, 176.1)]
+    write_report(tmp_path, rows, summarize(rows, {}), {})
+    html = (tmp_path / "report.html").read_text()
+    assert "176 network calls" in html
+    assert html.count("<td>176</td>") == 2
+
+
 def test_uncertainty_is_called_what_it_is(tmp_path):
     (tmp_path / "images/a").mkdir(parents=True)
     Image.new("L", (4, 4)).save(tmp_path / "images/a/std.png")

@@ -78,6 +78,11 @@ def test_bad_pictures(infer, name, words):
         (["input=pictures/a.png", "device=tpu"], ["cuda:N", "'tpu'"]),
         (["input=pictures/a.png", "device=meta"], ["cuda:N", "'meta'"]),
         (["input=pictures/a.png", "method=nope"], ["error: In 'infer'", "method/nope", "fast_em", "pigdm"]),
+        (["input=pictures/a.png", "method=3"], ["error: In 'infer'", "method/3", "fast_em", "pigdm"]),
+        (["input=pictures/a.png", "pipeline=true"], ["error: In 'infer'", "pipeline/true", "photograph"]),
+        (["input=pictures/a.png", "+experiment=1e3"], ["experiment/1e3"]),
+        (["input=pictures/a.png", "guidance@method.guidance=-1"], ["guidance/-1", "dps"]),
+        (["input=pictures/a.png", "prior@prior=null"], ["names of options", "NoneType"]),
         (["input=pictures/a.png", "experiment=nope"], ["error: In 'infer'", "experiment/nope", "demo"]),
         (["input=pictures/a.png", "sgima=0.1"], ["sgima"]),
         (["input=pictures/a.png", "method.process.steps=3"], ["method.process.steps"]),
@@ -97,6 +102,10 @@ def test_bad_pictures(infer, name, words):
 )
 def test_bad_settings(infer, pictures, settings, words):
     says(infer(*settings), *words)
+
+
+def test_a_sweep_over_what_is_no_name(program, pictures):
+    says(program(cli.infer, "-m", "input=pictures/a.png", "pipeline=3,photograph"), "names of options", "int")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -1,7 +1,7 @@
 """Every file of `conf/` composes, and says nothing that the class it configures does not understand."""
 
 import inspect
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import hydra
@@ -191,6 +191,13 @@ def test_the_shipped_pipeline_is_the_one_that_was_measured(composed, use_tiny_zo
     process = method.finish.non_blind.process
     assert (process.num_steps, process.spacing, process.start) == (12, 2.0, 0.6)
     assert (method.finish.tile, method.finish.overlap) == (Tiled.tile, Tiled.overlap)
+
+
+def test_settings_of_photographs_are_all_there_with_the_defaults_of_the_class(composed):
+    shown = composed("infer", "kernel_size=auto", "num_samples=4")["pipeline"]
+    scalars = {field.name: field.default for field in fields(Photograph) if field.default is not MISSING}
+    assert len(scalars) >= 12
+    assert {name: shown.get(name, "not there") for name in scalars} == scalars
 
 
 @files_of("model")

@@ -250,6 +250,14 @@ def test_note_about_time(tmp_path):
     assert time_note(str(tmp_path / "broken.png"), 4, None) == ""
 
 
+def test_note_about_time_of_a_picture_that_pillow_finds_too_large(tmp_path, monkeypatch):
+    path = tmp_path / "huge.png"
+    Image.new("L", (4000, 3000)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000 * 3000 // 2 - 1)  # it raises at twice this
+    assert "12.0 megapixels" in time_note(str(path), 4, None)
+    assert Image.MAX_IMAGE_PIXELS == 4000 * 3000 // 2 - 1
+
+
 def test_note_about_time_counts_the_kernel(tmp_path):
     path = tmp_path / "picture.png"
     Image.new("L", (1000, 800)).save(path)

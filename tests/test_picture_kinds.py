@@ -185,6 +185,7 @@ REFUSED = {
     "signed.tif": (tiff(GRAY.astype(np.int16)), ["int16", "uint16"]),
     "labels.tif": (tiff(GRAY.astype(np.uint32)), ["uint32", "uint16"]),
     "levels.npy": (npy(GRAY.astype(np.float32)), ["white at 1", "0 to 255", "divide"]),
+    "unseen.png": (saved(np.dstack([COLOUR, 0 * ALPHA]), "RGBA"), ["transparent", "opaque"]),
     "planes16.tif": (
         tiff(COLOUR.astype(np.uint16).transpose(2, 0, 1).copy(), photometric="rgb", planarconfig="separate"),
         ["interleaved", "separate planes"],

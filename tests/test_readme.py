@@ -88,7 +88,35 @@ def test_what_does_not_exist_does_not_compose(wrong, somewhere):
         cli.compose_infer({}, ["input=photo.jpg", wrong])
 
 
+def documented_settings():
+    """What the pages say of settings inside the pipeline and inside methods: name, and value or nothing."""
+    words = r"((?:\w+@)?\b(?:pipeline|method)\.\w[\w.]*\w)(=[^\s`\"\])]+)?"
+    return sorted({found for page in PAGES for found in re.findall(words, page.read_text())})
+
+
+@pytest.mark.parametrize(("name", "value"), documented_settings())
+def test_documented_settings_can_be_set(name, value, somewhere):
+    methods = ["fast_em", *sorted(path.stem for path in (ROOT / "conf/method").glob("*.yaml"))]
+    refusals = [refusal(method, name, value) for method in methods]
+    assert None in refusals, refusals[0]
+
+
+def refusal(method, name, value):
+    """Why a method has no such setting, or not of this value; None where it has."""
+    try:
+        plain, _ = cli.compose_infer(
+            {"input": "photo.jpg", "method": method}, override_values(name + value) if value else ()
+        )
+        for part in name.partition("@")[2].split(".") if "@" in name else name.split("."):
+            plain = plain[part]
+    except (InputError, KeyError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
 def test_documented_commands_are_found():
+    assert len(documented_settings()) >= 5
+    assert refusal("fast_em", "pipeline.no_such_thing", "")
+    assert refusal("fast_em", "pipeline.reach", "=far")
     assert len(commands("infer")) >= 5
     assert len(commands("train")) >= 3
     assert override_values("seed=0,1") == ["seed=0", "seed=1"]

@@ -320,6 +320,22 @@ def test_a_flat_picture_has_the_noise_of_its_rounding():
     assert estimate_sigma(torch.full((3, 40, 40), 0.5)) == 0.5 / 255
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_noise_of_what_is_black_is_asked_of_nobody():
+    pixels = torch.zeros(3, 96, 96)
+    assert estimate_sigma(pixels) == 0.5 / 255
+    pixels[0] = 0.5 + 0.05 * torch.randn(96, 96, generator=torch.Generator().manual_seed(0))
+    assert estimate_sigma(pixels) == pytest.approx(0.05, rel=0.05)
+
+
+def test_the_estimate_is_that_of_scikit_image():
+    from skimage.restoration import estimate_sigma as reference
+
+    pixels = torch.rand(3, 50, 61, generator=torch.Generator().manual_seed(0))
+    expected = reference(pixels.numpy(), channel_axis=0, average_sigmas=True)
+    assert estimate_sigma(pixels) == pytest.approx(expected, rel=1e-6)
+
+
 def test_gray_16_bit_and_transparent_pictures_run_and_the_log_says_so(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     gray = picture(0, channels=1)

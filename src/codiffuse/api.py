@@ -45,7 +45,8 @@ class Restored:
         status: `ok`, or `failed: reason`.
         trust: in [0, 1], estimated chance that the restoration is better than the picture given; `None` if unknown.
         flags: what speaks against it: keys of `codiffuse.inference.diagnostics.FLAGS`.
-        residual: rms of what picture and kernel leave unexplained, in units of sigma; near 1 when the model fits.
+        residual: rms of what picture and kernel leave unexplained, in units of the picture's noise level,
+            `row["sigma"]`; near 1 when the model fits. Not of `sigma`, which is raised for what is left unexplained.
             Pixels that were left out as saturated do not count; `None` of a failed restoration.
         seconds: time of the method.
         row: the line that a run writes to `results.jsonl`.
@@ -112,7 +113,8 @@ def restore(
             `(H, W, 1 | 3 | 4)`; or a tensor `(H, W)` or `(1 | 3 | 4, H, W)`. Arrays and tensors hold uint8, uint16, or
             floats with white at 1.
         method: One of `conf/method`.
-        sigma: Noise level in [0, 1] units, or a fraction such as "5/255"; None estimates it.
+        sigma: Noise level in [0, 1] units, or a fraction such as "5/255"; None estimates it. This and other numbers may
+            be scalars of NumPy or torch.
         kernel_size: Side of the unknown kernel, px, or "auto".
         num_samples: Restorations with the kernel found; their mean is the result, their spread the uncertainty. Without
             a `pipeline`, and with a method that finds no kernel, these are `num_particles`.
@@ -136,6 +138,10 @@ def restore(
     overrides = () if overrides is None else overrides
     if "input" in settings or isinstance(overrides, str) or not all(isinstance(each, str) for each in overrides):
         raise InputError("Expected the picture as first argument and a list of overrides, got others; see its help.")
+    if callback is not None and not callable(callback):
+        raise InputError(
+            f"Expected a function of a StepInfo as callback, got {type(callback).__name__}; give one or None."
+        )
     picture, keep_channels = _picture(image)
     values = {"method": method, "input": ARRAY_ID if picture else str(image)}
     values |= {"seed": seed, "device": device, "precision": precision}
@@ -198,9 +204,10 @@ def _picture(image: Any) -> tuple[Picture | None, bool]:
 
 def _array(image: Tensor) -> np.ndarray:
     """`(H, W)` or `(C, H, W)` -> `(H, W)` or `(H, W, C)`."""
-    if image.ndim == 3 and len(image) not in (1, 3, 4):
-        got = tuple(image.shape)
-        raise InputError(f"image: expected a tensor (H, W) or (1 | 3 | 4, H, W), got {got}; move the channels first")
+    if image.ndim not in (2, 3) or (image.ndim == 3 and len(image) not in (1, 3, 4)):
+        hint = "move the channels first" if image.shape[2:] in ((1,), (3,), (4,)) else "select its colours"
+        hint, got = hint if image.ndim == 3 else "give one picture", tuple(image.shape)
+        raise InputError(f"image: expected a tensor (H, W) or (1 | 3 | 4, H, W), got {got}; {hint}")
     try:
         image = image.detach().cpu()
         image = image.float() if image.dtype == torch.bfloat16 else image
@@ -212,7 +219,6 @@ def _array(image: Tensor) -> np.ndarray:
 
 def _restored(outcome: Outcome, notes: tuple[str, ...], keep_channels: bool) -> Restored:
     row = null_for_nan(outcome.row)
-    sigma = row.get("sigma_used", row["sigma"])
 
     def array(tensor: Tensor) -> np.ndarray:
         """`(..., C, H, W)` -> `(..., H, W, C)`, or `(..., H, W)` for gray."""
@@ -224,11 +230,11 @@ def _restored(outcome: Outcome, notes: tuple[str, ...], keep_channels: bool) -> 
         kernel=outcome.kernel[0].float().numpy(),
         std=None if outcome.spread is None else outcome.spread.mean(0).float().numpy(),
         samples=None if outcome.samples is None else array(outcome.samples),
-        sigma=sigma,
+        sigma=row.get("sigma_used", row["sigma"]),
         status=row["status"],
         trust=row.get("trust"),
         flags=tuple(row.get("flags") or ()),
-        residual=None if outcome.residual is None else _rms(outcome.residual, outcome.mask) / sigma,
+        residual=None if outcome.residual is None else _rms(outcome.residual, outcome.mask) / row["sigma"],
         seconds=row["seconds"],
         row=row,
         notes=notes,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException, InstantiationException
@@ -314,6 +315,10 @@ def input_errors() -> Iterator[None]:
         raise
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_one_line(error)) from error
+    except ValueError as error:
+        if not str(error).startswith("Config group override must"):  # Hydra has no type for this one
+            raise
+        raise InputError(f"Expected names of options for all groups, got another value: {_one_line(error)}.") from error
 
 
 def _one_line(error: BaseException) -> str:
@@ -331,7 +336,17 @@ def _for_hydra(argument: str) -> str:
         return f"{name}={_text(value)}"  # brackets, commas and digits in a path mean something to Hydra's grammar
     if value == "null" and name.isidentifier() and (config_dir() / name).is_dir():
         return f"{name}=[]"  # no option of a group
+    if (config_dir() / name.lstrip("+").partition("@")[0]).is_dir() and _is_number_or_switch(value):
+        return f"{name}={_text(value)}"  # a name as any other: Hydra says which there are
     return argument
+
+
+def _is_number_or_switch(value: str) -> bool:
+    """Whether Hydra would take the value of a setting for something else than a text."""
+    try:
+        return isinstance(OverridesParser.create().parse_override(f"value={value}").value(), bool | int | float)
+    except HydraException:
+        return False
 
 
 def _text(value: str) -> str:
@@ -345,6 +360,8 @@ def _text(value: str) -> str:
 
 def _literal(name: str, value: Any) -> str:
     """A Python value in Hydra's grammar."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # one number of NumPy or torch
+        value = value.item()
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -355,7 +372,8 @@ def _literal(name: str, value: Any) -> str:
         return _text(str(value))
     if isinstance(value, list | tuple):
         return f"[{','.join(_literal(name, part) for part in value)}]"
-    raise InputError(f"Expected a number, a text, a list or None for {name}, got {type(value).__name__}.")
+    got = type(value).__name__ + (f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else "")
+    raise InputError(f"Expected a number, a text, a list or None for {name}, got {got}; give one of these.")
 
 
 def _slug(name: str, settings: str) -> str:

@@ -7,3 +7,6 @@ class InputError(ValueError):
     The command line prints it as a single line and exits with a non-zero code; every other exception is a bug and keeps
     its traceback.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # of names of files, too, which may have line breaks

@@ -94,6 +94,16 @@ def decode(image: Image.Image, name: str, path: Path | None = None) -> tuple[np.
     return _upright(np.atleast_3d(array), image.getexif().get(ORIENTATION)), notes
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    """(width, height) of a picture file as its header has them, which may be of any size.
+
+    Raises:
+        Exception: Whatever a decoder raises on damaged bytes.
+    """
+    with _opened(path) as image:
+        return image.size
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Pillow warns from 89 and refuses from 179 megapixels; the caller's check of the size has the say here."""

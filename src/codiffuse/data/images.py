@@ -25,6 +25,13 @@ MAX_PIXELS = 200_000_000
 MAX_FLOAT = 10.0  # a file of floats up to 255 or 65535 is on another scale
 NOISY_WHITE, NOISY_PEAK = 1.5, 2.0  # what noise makes of white: nearly always less than the one, always than the other
 HIGHLIGHTS = 1e-3  # share of a high dynamic range that is given up to white
+# What is measured is not clipped, so noise takes half of what is black below 0, and a hundredth of it below -2.3 sigma.
+# Where the darkest hundredth of all pixels is lower than that by more than ringing, or a black that was subtracted,
+# explains, or any pixel is lower than noise ever gets, the values have another scale, such as [-1, 1].
+DARKEST = 0.01
+RINGING = 0.25
+STRONGEST_NOISE = 0.2  # sigma; stronger is seldom restored, and may be the texture of a picture on another scale
+DARKEST_SIGMAS, LOWEST_SIGMAS = 3, 10
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,8 @@ def read_picture(path: str | Path, *, min_side: int = MIN_SIDE) -> Picture:
         min_side: Smallest height and width accepted, in pixels.
 
     Raises:
-        InputError: The file is missing, damaged, not a picture, too small, or larger than `MAX_PIXELS`.
+        InputError: The file is missing, damaged, not a picture, too small, or larger than `MAX_PIXELS`; or its floats
+            are on another scale.
     """
     path = Path(path)
     if os.path.isdir(path):
@@ -81,7 +89,7 @@ def picture_of(pixels: np.ndarray | Image.Image, *, name: str = "image", min_sid
         min_side: Smallest height and width accepted, in pixels.
 
     Raises:
-        InputError: Another shape or type, too small or too large, masked or infinite pixels, or damaged.
+        InputError: Another shape, type or scale, too small or too large, masked or infinite pixels, or damaged.
     """
     if not isinstance(pixels, np.ndarray):
         with _in_one_line(name):
@@ -93,7 +101,8 @@ def picture_of(pixels: np.ndarray | Image.Image, *, name: str = "image", min_sid
     array = np.asarray(pixels)  # what a subclass makes of indices and products is its own affair
     array = array[..., None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
-        hint = "move the channels to the end" if array.shape[:1] in ((1,), (3,), (4,)) else "give one picture"
+        hint = "move the channels to the end" if array.shape[:1] in ((1,), (3,), (4,)) else "select its colours"
+        hint = hint if array.ndim == 3 else "give one picture"
         raise InputError(f"{name}: expected an array (H, W) or (H, W, 1 | 3 | 4), got {array.shape}; {hint}")
     _check_size(name, *array.shape[:2], min_side)
     return _picture(array, [], name)
@@ -143,7 +152,15 @@ def _picture(array: np.ndarray, notes: list[str], name: str) -> Picture:
         notes.append("16 bit")
     unit, alpha = (unit[..., :-1], unit[..., -1:]) if unit.shape[2] in (2, 4) else (unit, None)
     if array.dtype.kind == "f":
+        span = f"{unit.min():.3g} to {unit.max():.3g}"
         unit = _exposed(unit, notes)
+        if _is_below_black(unit):
+            raise InputError(
+                f"{name}: expected float values in [0, 1], apart from noise, got {span}; scale them, by (x + 1) / 2 if "
+                "they are in [-1, 1]"
+            )
+    if alpha is not None and not alpha.any():
+        raise InputError(f"{name}: expected pixels that can be seen, got transparent ones alone; make them opaque")
     if alpha is not None and (alpha < 1).any():
         unit = alpha * unit + (1 - alpha)
         notes.append("alpha composited over white")
@@ -206,6 +223,17 @@ def _exposed(unit: np.ndarray, notes: list[str]) -> np.ndarray:
         return unit
     notes.append(f"float values up to {unit.max():.3g}: divided by {white:.3g}, and what is brighter made white")
     return np.minimum(unit / np.float32(white), 1)
+
+
+def _is_below_black(unit: np.ndarray) -> bool:
+    """Whether values (H, W, C) with white at 1 are lower than noise makes black."""
+    if unit.min() >= -RINGING:
+        return False
+    some = unit[:: 1 + unit.size // 10**6]
+    # Most neighbours differ by noise alone; that of two pixels has sqrt(2) sigma, and a median of 0.6745 of that.
+    sigma = min(float(np.median(np.abs(np.diff(some, axis=1)))) / (0.6745 * 2**0.5), STRONGEST_NOISE)
+    darkest = float(np.quantile(some, DARKEST))
+    return darkest < -RINGING - DARKEST_SIGMAS * sigma or unit.min() < -LOWEST_SIGMAS * STRONGEST_NOISE
 
 
 def _line(error: Exception) -> str:

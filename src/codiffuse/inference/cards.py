@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from codiffuse.data.decoding import size_of
 from codiffuse.inference.charts import residual_curve
 from codiffuse.inference.pictures import RESIDUAL_SIGMAS, STRIP_COLUMNS, WHITE_SPREAD
 from codiffuse.inference.summary import gain
-from codiffuse.inference.verdict import verdict
+from codiffuse.inference.verdict import percent, verdict
 
 # Pictures below the large ones: file, caption.
 CHECKS = {
@@ -47,17 +48,14 @@ COLUMNS = {
     "tilt_epe": ("Tilt error (EPE, 0 is best)", "{:.3f} px"),
     "tilt_epe_zero": ("Tilt error of no tilt at all", "{:.3f} px"),
     "reblur": ("Residual beyond the noise (0 is best)", "{:+.2e}"),
-    "trust": ("Chance of a better picture (estimated)", "{:.2f}"),
+    "trust": ("Chance of a better picture (estimated)", "{}"),
     "sigma": ("Noise level (white is 1)", "{:.4f}"),
     "sigma_used": ("Noise level that the last step assumed", "{:.4f}"),
-    "nfe": ("Network calls", "{:g}"),
+    "nfe": ("Network calls", "{:.0f}"),
     "seconds": ("Time", "{:.1f} s"),
     "feature_residual_ratio": ("Residual over the noise level (1 is best)", "{:.2f}"),
     "feature_residual_correlation": ("Structure in the residual (0 is best)", "{:.3f}"),
-    "feature_unexplained": (
-        "Residual over the noise, or what every photograph leaves (1 at most)",
-        "{:.2f}",
-    ),
+    "feature_unexplained": ("Residual over the noise, or what every photograph leaves (1 at most)", "{:.2f}"),
     "feature_structure": ("Structure in it on that scale (0 is best)", "{:.3f}"),
     "feature_restart_agreement": ("Match of the runs' kernels with each other (1 is best)", "{:.2f}"),
     "feature_restart_support": ("Match of the kept kernel with those of the runs (1 is best)", "{:.2f}"),
@@ -145,6 +143,7 @@ def text(name: str, value: float) -> str:
     """A value of a column as it is printed."""
     if name == "seconds" and value >= 120:
         return f"{value / 60:.0f} min"
+    value = percent(value) if name == "trust" else value
     return COLUMNS.get(name, ("", "{:.4g}"))[1].format(value)
 
 
@@ -196,10 +195,7 @@ class _Pictures:
 
     def size(self, file: str) -> tuple[int, int]:
         """(width, height)."""
-        from PIL import Image
-
-        with Image.open(self.folder / file) as image:
-            return image.size
+        return size_of(self.folder / file)
 
     def img(self, file: str, alt: str, style: str = "") -> str:
         width, height = self.size(file)

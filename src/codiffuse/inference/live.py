@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from codiffuse.data.decoding import size_of
 from codiffuse.data.sources import downscale, sources
 from codiffuse.errors import InputError
 from codiffuse.inference.cards import verdict_block
@@ -102,12 +103,9 @@ def time_note(path: str | None, num_samples: int, longest_side: int | None) -> s
     """What to expect of a large photograph before it is started; empty for small ones."""
     if path is None:
         return ""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-    except OSError:  # whoever starts it is told why
+        width, height = size_of(Path(path))
+    except Exception:  # on damaged bytes the decoders raise nearly every type there is; whoever starts it is told why
         return ""
     scale = min(1.0, (longest_side or max(width, height)) / max(width, height))
     pixels = width * height * scale**2
@@ -163,7 +161,7 @@ def _found(restored: Any, row: dict[str, Any], choices: Choices, folder: Path) -
     )
     write_report(root, [row], summarize([row], about), about)
     residual = "" if restored.residual is None else f" · residual {restored.residual:.2f} noise levels"
-    noise = f"noise level {255 * restored.sigma:.1f} of 255"
+    noise = f"noise level {255 * row['sigma']:.1f} of 255"  # the unit of the residual
     return {
         "status": f"Restored in {_duration(restored.seconds)} · {noise}{residual}",
         "verdict": verdict_block(row),

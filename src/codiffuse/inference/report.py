@@ -65,7 +65,7 @@ def _tiles(summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     ]
     tiles.extend(_trust_tile(rows))
     if seconds is not None:
-        effort = f"{calls:g} network calls" if calls is not None else ""
+        effort = f"{text('nfe', calls)} network calls" if calls is not None else ""
         tiles.append(_tile("Time an image", text("seconds", seconds), effort, f"on {summary['device']}"))
     tiles.append(_tile("Failed", f"{summary['failed']} of {summary['n']}", "listed first" if summary["failed"] else ""))
     return "\n".join(tiles)

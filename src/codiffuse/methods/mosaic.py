@@ -17,7 +17,8 @@ from codiffuse.methods.windows import Window
 class Mosaic:
     """Windows of one size in a row, with gaps that are masked out.
 
-    A gap is as wide as the kernel less one: no pixel of the scene is then seen by two windows.
+    A gap is as wide as the kernel less one, so that no pixel of the scene is seen by two windows, and wider by one
+    `LARGEST_BLOCK`, because at a lower resolution the blocks at the ends of windows reach into it.
 
     Attributes:
         measurement: the row; the picture itself when its only window is the whole of it.
