@@ -36,8 +36,8 @@ FLAGS: dict[str, str] = {
     "noise_corrected": "The blur found explains less than the noise level promised, so more noise was assumed.",
 }
 
-# Limits of the flags (docs/photographs.md): of 231 runs, 38 of them bad, two thirds and more of those beyond the limits of
-# the residual were bad, and a third of those whose restarts disagree; the others are set by hand.
+# Limits of the flags (docs/photographs.md): of 231 runs, 38 of them bad, two thirds and more of those beyond the limits
+# of the residual were bad, and a third of those whose restarts disagree; the others are set by hand.
 MAX_UNEXPLAINED = 1.1
 MAX_STRUCTURE = 0.1
 MIN_RESTART_SUPPORT = 0.7
