@@ -253,8 +253,8 @@ def test_what_every_photograph_leaves_unexplained_raises_no_flag(level, raised):
     found = diagnose(y, image, kernel, 0.5 / 255, operator, sigma_used=max(level, 0.5 / 255))
     expected = {"residual_too_large", "residual_not_white", "noise_corrected"}
     assert set(found.flags) == (expected if raised else set())
-    assert found.features["unexplained"] == pytest.approx(level / (5 / 255), rel=0.02)
-    assert found.features["residual_ratio"] == pytest.approx(level / (0.5 / 255), rel=0.03)
+    assert found.features["unexplained"] == pytest.approx(math.hypot(level, 0.5 / 255) / (5 / 255), rel=0.01)
+    assert found.features["residual_ratio"] == pytest.approx(math.hypot(level, 0.5 / 255) / (0.5 / 255), rel=0.01)
 
 
 def test_flags_are_plain_sentences():
