@@ -60,7 +60,7 @@ class Outcome:
         y: (C, H, W) measurement; None when it could not even be read.
         image: (C, H, W) restored, in [0, 1].
         kernel: (1, h, w) estimated.
-        samples: (n, C, H, W) in [0, 1], of which `image` is the mean.
+        samples: (n, C, H, W) in [0, 1], of which `image` is the mean, in photographs without what one alone shows.
         origin: of the samples: with a kernel that was found, or given, or of a picture taken for sharp.
         std: (C, H, W) standard deviation over the samples, where the samples themselves are not kept.
         residual: (C, H, W) y - A x, signed.
