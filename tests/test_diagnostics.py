@@ -9,6 +9,7 @@ from toys import blurred_toy
 
 from benchmarks import trust as bench
 from codiffuse.errors import InputError
+from codiffuse.estimation.support import kernel_pixels
 from codiffuse.inference import diagnostics
 from codiffuse.inference.diagnostics import FLAGS, TRUST_TERMS, Diagnosis, diagnose, predictors, trust
 from codiffuse.methods.base import Restarts
@@ -110,7 +111,7 @@ def test_spread_is_the_standard_deviation_of_place():
 
 @pytest.mark.parametrize("length", [1, 2, 5])
 def test_kernel_pixels_counts_equal_pixels(length):
-    assert float(consistency.kernel_pixels(line(length=length))) == pytest.approx(length)
+    assert float(kernel_pixels(line(length=length))) == pytest.approx(length)
 
 
 def test_kernels_agree_up_to_shifts():
@@ -171,7 +172,7 @@ def case(boundary="circular", side=48, sigma=SIGMA, seed=0):
 
 def test_a_faint_tail_hardly_counts():
     kernel = 0.6 * delta() + 0.4 / 81 * torch.ones(1, 1, 9, 9)
-    assert float(consistency.kernel_pixels(kernel)) < 4
+    assert float(kernel_pixels(kernel)) < 4
 
 
 @pytest.mark.parametrize("boundary", ["circular", "unknown", "reflect"])

@@ -37,11 +37,19 @@ def test_measuring_keeps_nothing():
         gc.collect()
         return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
 
-    prior = tiny_prior()
-    bytes_per_pixel(prior)
+    first, second = tiny_prior(), tiny_prior()  # each is measured once
+    bytes_per_pixel(first)
     before = living()
-    bytes_per_pixel(prior)
+    bytes_per_pixel(second)
     assert living() == before
+
+
+def test_a_prior_is_measured_once_in_each_precision(monkeypatch):
+    prior, sides = tiny_prior(), []
+    monkeypatch.setattr(memory, "_kept_bytes", lambda prior, side: (sides.append(side), 100 * side**2)[1])
+    for prior.autocast in (False, True, False, True):
+        assert bytes_per_pixel(prior) == 100
+    assert sides == 2 * [96, 64]
 
 
 def test_particles_are_as_many_as_the_free_memory_holds(monkeypatch):

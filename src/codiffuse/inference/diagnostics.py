@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from codiffuse.errors import InputError
-from codiffuse.estimation.support import border_mass
+from codiffuse.estimation.support import border_mass, kernel_pixels
 from codiffuse.methods.base import Restarts
 from codiffuse.methods.coarse import downsampled
 from codiffuse.methods.photograph import HARDLY_BLURRED, Photograph
@@ -191,7 +191,7 @@ def _features(
         "structure": correlation * unexplained**4,  # that of the covariance, in units of the level's fourth power
         "border_mass": border_mass(kernel),
         "kernel_spread": consistency.kernel_spread(kernel),
-        "kernel_pixels": consistency.kernel_pixels(kernel),
+        "kernel_pixels": kernel_pixels(kernel),
         "texture": torch.tensor(texture(y[0], sigma, None if mask is None else mask[0])),
         "sharpening": consistency.sharpening(frame, y, level, mask),
         "sparsity_before": consistency.gradient_sparsity(y, mask),

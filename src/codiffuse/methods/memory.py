@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ TIMED_SIDE = 128  # large enough for the time of a pixel to be that of a tile, w
 OVERHEAD = 1.25  # of a step over its network: conjugate gradients of the guidance, or the M-step
 SHARE = 0.5  # of the memory that activations may take: at its peak, the backward pass holds up to twice as much
 
+# Of each prior, by device and precision: a plan asks many times, and each probe is two passes of the network.
+_measured: WeakKeyDictionary[Prior, dict[tuple[torch.device, bool], float]] = WeakKeyDictionary()
+
 
 def bytes_per_pixel(prior: Prior) -> float:
     """Memory that one forward pass keeps for its backward pass, per pixel of a particle: measured, not modelled.
@@ -27,9 +31,12 @@ def bytes_per_pixel(prior: Prior) -> float:
     A frozen network's saved tensors grow with the area, so two small probes tell the cost of any size; what does not
     grow, such as the copies of its weights in bfloat16, is the same in both.
     """
-    small, large = PROBE_SIDES
-    grown = (_kept_bytes(prior, large) - _kept_bytes(prior, small)) / (large**2 - small**2)
-    return max(grown, 4 * prior.channels)  # a linear network keeps nothing, but its input is there
+    found, kind = _measured.setdefault(prior, {}), (next(prior.parameters()).device, prior.autocast)
+    if kind not in found:
+        small, large = PROBE_SIDES
+        grown = (_kept_bytes(prior, large) - _kept_bytes(prior, small)) / (large**2 - small**2)
+        found[kind] = max(grown, 4 * prior.channels)  # a linear network keeps nothing, but its input is there
+    return found[kind]
 
 
 def _kept_bytes(prior: Prior, side: int) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from codiffuse.errors import InputError
 from codiffuse.estimation.hqs import HQS
 from codiffuse.estimation.spectrum import expected_spread
-from codiffuse.estimation.support import border_mass, grown
+from codiffuse.estimation.support import border_mass, grown, kernel_pixels
 from codiffuse.methods.base import BlindMethod, Callback, Measurement, Restoration, Windows
 from codiffuse.methods.coarse import upsampled
 from codiffuse.methods.memory import estimate, peak_bytes
@@ -33,7 +33,7 @@ SHARP_KERNEL_SIZE = 9  # px, of the delta that stands for no blur: people look a
 SHARP_START = 0.1  # share of the reverse process that removes noise alone: it begins at 42 gray levels
 SHARP_STEPS = 12
 MAX_SHARP_SIGMA = 15 / 255  # above it the spectrum does not tell
-HARDLY_BLURRED = 4.0  # px, of a kernel's mass: 1 / sum k^2
+HARDLY_BLURRED = 4.0  # px that a kernel's mass is spread over (`kernel_pixels`), up to which it undoes hardly anything
 STRIP = 128  # px, of the height: as much of a picture as is sorted at once
 
 
@@ -138,7 +138,7 @@ class Photograph:
         if found.status[0] != "ok":
             return _unrestored(measurement, found)
         kernel, level = found.params["kernel"], self._noise_level(mosaic.measurement, found)
-        mask = measurement.mask if 1 / float(kernel.square().sum()) > HARDLY_BLURRED else None  # as for a sharp picture
+        mask = measurement.mask if float(kernel_pixels(kernel)) > HARDLY_BLURRED else None  # as for a sharp picture
         finished = self.finish(
             replace(measurement, known={"kernel": kernel}, noise=GaussianNoise(level), mask=mask),
             noise=noise,
@@ -257,16 +257,15 @@ class Photograph:
     def _choices(self, measurement: Measurement, kernel_size: int) -> Iterator[list[Window]]:
         """Where the kernel may be looked for, the best choice first."""
         side, (height, width) = max(self.window, WINDOW_OVER_KERNEL * kernel_size), measurement.y.shape[-2:]
-        count = self.num_windows if self.places is None else len(self.places)
         if self.places is not None:
             windows = [Window(*place, min(side, height), min(side, width)) for place in self.places]
             self._check_places(windows, height, width)
         else:
-            if height * width <= count * side**2:
+            if height * width <= self.num_windows * side**2:
                 yield [Window(0, 0, height, width)]
             mask = None if measurement.mask is None else measurement.mask[0]
             told = max(float(measurement.sigma), self.least_sigma)  # texture below it tells the search nothing
-            windows = choose_windows(measurement.y[0], side, count, told, mask)
+            windows = choose_windows(measurement.y[0], side, self.num_windows, told, mask)
         for fewer in range(len(windows), 0, -1):
             yield windows[:fewer]
 

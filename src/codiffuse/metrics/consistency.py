@@ -72,15 +72,6 @@ def kernel_std(kernel: Tensor) -> Tensor:
     return kernel_spread(kernel) / math.sqrt(2)
 
 
-def kernel_pixels(kernel: Tensor) -> Tensor:
-    """Number of pixels that the kernel's mass is spread over, `1 / sum k^2`: 1 for a delta, `h w` for a constant.
-
-    A faint tail beside a peak, which is what a blind method finds where there is no blur, hardly counts.
-    """
-    mass = kernel.double().flatten(1)
-    return mass.sum(1).square() / mass.square().sum(1)
-
-
 def agreement(kernels: Tensor) -> Tensor:
     """Mean MNC over all pairs of a set of kernels `(B, R, h, w)`: 1 when they are equal up to shifts; NaN if R < 2."""
     pairs = combinations(range(kernels.shape[1]), 2)
