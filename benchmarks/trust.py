@@ -70,12 +70,13 @@ def main() -> int:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """All rows below the folders that did not fail and have features and a gain."""
+    """All rows below the folders that did not fail and have features, a gain, and a blur to be judged."""
     runs = []
     for path in sorted({file for folder in folders for file in folder.rglob("results.jsonl")}):
         for row in map(json.loads, path.read_text().splitlines()):
             features = {key.removeprefix(PREFIX): value for key, value in row.items() if key.startswith(PREFIX)}
-            if row["status"] == "ok" and features and gain(row) is not None:
+            # A picture taken for sharp, or nearly, has no trust, and nothing to learn it from.
+            if row["status"] == "ok" and features and gain(row) is not None and row["trust"] is not None:
                 runs.append(Run(row["id"], gain(row), features, predictors(features)))
     return runs
 

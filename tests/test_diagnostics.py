@@ -318,12 +318,13 @@ def write_runs(folder, count=60, slope=2.0, seed=0):
     folder.mkdir(parents=True)
     with open(folder / "results.jsonl", "w") as file:
         for number in range(count):
-            row = {"id": f"p{number // 3}", "status": "ok", "psnr_measurement_aligned": 20.0}
+            row = {"id": f"p{number // 3}", "status": "ok", "psnr_measurement_aligned": 20.0, "trust": 0.5}
             row |= {"psnr_aligned": 20.5 + slope * useful[number] + noise[number]}
             row |= {"feature_useful": useful[number], "feature_useless": useless[number]}
             row |= {"feature_rare": None if number % 2 else 1.0 + number}
             file.write(json.dumps(row) + "\n")
         file.write(json.dumps(row | {"id": "x", "status": "failed: diverged"}) + "\n")
+        file.write(json.dumps(row | {"id": "sharp", "trust": None}) + "\n")
         file.write(json.dumps({"id": "photo", "status": "ok", "psnr_aligned": None, "feature_useful": 0.0}) + "\n")
 
 
