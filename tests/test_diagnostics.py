@@ -8,6 +8,7 @@ import torch
 from toys import blurred_toy
 
 from benchmarks import trust as bench
+from codiffuse.data.sources import sources
 from codiffuse.errors import InputError
 from codiffuse.estimation.support import kernel_pixels
 from codiffuse.inference import diagnostics
@@ -162,12 +163,17 @@ def test_only_what_was_cut_off_is_clipped():
 # The diagnosis
 
 
-def case(boundary="circular", side=48, sigma=SIGMA, seed=0):
+def case(boundary="circular", side=48, sigma=SIGMA):
     """A restoration that is the truth: y, image on the operator's canvas, kernel, operator."""
-    canvas = blurred_toy(side=side, sigma=1e-6, seed=seed).y
+    canvas = photograph(side)
     kernel, operator = line(), BlurOperator(boundary)
-    blurred = operator(canvas, kernel=kernel)
-    return (blurred + sigma * white(*blurred.shape).float())[0], canvas[0], kernel[0], operator
+    blurred = operator(canvas[None], kernel=kernel)
+    return (blurred + sigma * white(*blurred.shape).float())[0], canvas, kernel[0], operator
+
+
+def photograph(side):
+    """A sharp part of a packaged photograph."""
+    return sources("sample:coffee")[0].load().pixels[:, 150 : 150 + side, 200 : 200 + side]
 
 
 def test_a_faint_tail_hardly_counts():
@@ -217,6 +223,10 @@ def spoilt(flag):
         y = y + 2 * SIGMA * white(*y.shape, seed=1).float()
     if flag == "residual_not_white":
         y = y + 3 * SIGMA * operator(white(1, *y.shape, seed=1).float(), kernel=kernel[None])[0]
+    if flag == "still_blurred":  # by 6 px, of which a line of 2 px was found
+        wide = gaussian_kernel(33, std=6.0)[None]
+        y = image = operator(photograph(128)[None], kernel=wide)[0]
+        kernel = line(length=4)[0]
     if flag == "kernel_at_border":
         kernel = line(row=0)[0]
         y = operator(image[None], kernel=kernel[None])[0] + SIGMA * white(*y.shape).float()

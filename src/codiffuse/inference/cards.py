@@ -62,6 +62,8 @@ COLUMNS = {
     "feature_window_agreement": ("Match of the kernels of different parts (1 is best)", "{:.2f}"),
     "feature_border_mass": ("Share of the kernel at its border (0 is best)", "{:.3f}"),
     "feature_kernel_spread": ("Distance of the kernel's mass from its centre, px", "{:.2f}"),
+    "feature_relative_spread": ("The same over what the measurement's spectrum suggests (1 expected)", "{:.2f}"),
+    "feature_remaining_spread": ("Radius of the blur that the result's spectrum suggests, px (2 at most)", "{:.2f}"),
     "feature_kernel_pixels": ("Pixels that the kernel is spread over", "{:.1f}"),
     "feature_texture": ("Texture of the measurement beyond its noise", "{:.3f}"),
     "feature_sharpening": ("Gradients, restoration over measurement (1 is no change)", "{:.2f}"),

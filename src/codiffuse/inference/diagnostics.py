@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from codiffuse.errors import InputError
+from codiffuse.estimation.spectrum import OFFSET, expected_spread
 from codiffuse.estimation.support import border_mass, kernel_pixels
 from codiffuse.methods.base import Restarts
 from codiffuse.methods.coarse import downsampled
@@ -29,6 +30,7 @@ FLAGS: dict[str, str] = {
     "residual_too_large": "Picture and blur together do not explain the measurement; something else happened to it.",
     "restarts_disagree": "Runs from different starts found different blurs, so the one shown is uncertain.",
     "residual_not_white": "What is left unexplained has structure, so the blur found is probably not quite right.",
+    "still_blurred": "The result still looks blurred: the blur is probably longer than what was found.",
     "kernel_at_border": "The blur reaches the edge of the space it was given; try a larger kernel_size.",
     "texture_poor": "The picture shows too little detail above the noise to tell how it was blurred.",
     "blur_not_uniform": "The blur differs from place to place, and one kernel cannot undo it everywhere.",
@@ -44,6 +46,8 @@ MIN_RESTART_SUPPORT = 0.7
 MIN_TEXTURE = 0.1
 MIN_WINDOW_AGREEMENT = 0.6
 MAX_CLIPPED = 0.02
+MAX_REMAINING_SPREAD, MIN_RELATIVE_SPREAD = 3.0, 0.6  # px that the spectrum of the result suggests; see `_features`
+RESULT_SIGMA = 2 / 255  # level of what the spectrum of a result takes for noise
 MAX_SIGMA_CORRECTION = 0.2  # of its logarithm: a residual ten per cent above the noise
 
 
@@ -72,7 +76,7 @@ TRUST_TERMS: dict[str, Term] = {
     "texture": Term(0.466, -0.2442, 0.6758),
 }
 # Features of wide range, which the regression sees as logarithms, from the value on that tells something: a residual
-# below what is tolerated speaks for no restoration, since noise can be fitted too.
+# below what is tolerated speaks for no restoration, since noise can be fitted too, nor does a kernel that is too short.
 LOGARITHMIC: dict[str, float] = {
     "residual_ratio": 1e-3,
     "residual_correlation": 1e-3,
@@ -80,6 +84,8 @@ LOGARITHMIC: dict[str, float] = {
     "structure": 1e-3,
     "border_mass": 1e-3,
     "kernel_spread": 1e-3,
+    "relative_spread": 0.7,
+    "remaining_spread": 0.5,
     "kernel_pixels": 1e-3,
     "texture": 1e-3,
     "sharpening": 1e-3,
@@ -184,13 +190,17 @@ def _features(
     residual = seen - operator(image, kernel=kernel)
     correlation = consistency.residual_correlation(residual, mask=seen_mask)
     unexplained = consistency.residual_ratio(residual, torch.full_like(level, _tolerated(sigma)), seen_mask)
+    spread = consistency.kernel_spread(kernel)
+    expected = expected_spread(y[0], sigma, None if mask is None else mask[0])
     return {
         "residual_ratio": consistency.residual_ratio(residual, level, seen_mask),
         "residual_correlation": correlation,
         "unexplained": unexplained,
         "structure": correlation * unexplained**4,  # that of the covariance, in units of the level's fourth power
         "border_mass": border_mass(kernel),
-        "kernel_spread": consistency.kernel_spread(kernel),
+        "kernel_spread": spread,
+        "relative_spread": spread / (expected + OFFSET),  # of the blur found over that which the spectrum suggests
+        "remaining_spread": torch.tensor(expected_spread(frame[0], RESULT_SIGMA)),
         "kernel_pixels": kernel_pixels(kernel),
         "texture": torch.tensor(texture(y[0], sigma, None if mask is None else mask[0])),
         "sharpening": consistency.sharpening(frame, y, level, mask),
@@ -231,6 +241,8 @@ def _flags(
         "residual_too_large": above("unexplained", MAX_UNEXPLAINED),
         "restarts_disagree": below("restart_support", MIN_RESTART_SUPPORT),
         "residual_not_white": above("structure", MAX_STRUCTURE),
+        "still_blurred": above("remaining_spread", MAX_REMAINING_SPREAD)
+        and below("relative_spread", MIN_RELATIVE_SPREAD),
         "kernel_at_border": above("border_mass", max_border_mass),
         "texture_poor": below("texture", MIN_TEXTURE),
         "blur_not_uniform": below("window_agreement", MIN_WINDOW_AGREEMENT),

@@ -9,7 +9,7 @@ from codiffuse.inference.diagnostics import FLAGS
 
 HIGH, DOUBTFUL = 0.8, 0.5  # least trust for these levels
 SERIOUS = frozenset(
-    {"residual_too_large", "restarts_disagree", "residual_not_white", "texture_poor"}
+    {"residual_too_large", "restarts_disagree", "residual_not_white", "still_blurred", "texture_poor"}
 )  # never with high
 
 
