@@ -65,6 +65,43 @@ def test_guidance_direction_is_the_dense_solve(boundary, masked):
             torch.testing.assert_close(direction[b, c].flatten(), expected, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("boundary", ["circular", "reflect", "unknown"])
+def test_the_joint_gram_is_that_of_the_derivatives(boundary, masked):
+    """Those in image and kernel, by automatic differentiation."""
+    kernel, image, operator = random_kernel((4, 3)), rand(2, 3, *IMAGE_SIZE), LinearLightBlur(boundary, **EXACT)
+    residual = rand(*operator(image, kernel=kernel).shape, seed=1) - 0.5
+    mask = random_mask(residual.shape[-2:]) if masked else None
+    r2 = {"image": torch.tensor([0.3, 0.1]).double(), "kernel": torch.tensor([0.01, 0.2]).double()}
+    found = operator.solve_joint_gram(residual, r2, SIGMA2, image=image, kernel=kernel, mask=mask)
+    for b in range(2):
+        J, B = torch.autograd.functional.jacobian(
+            lambda x, k: operator(x, kernel=k).flatten(), (image[b : b + 1], kernel[b : b + 1])
+        )
+        kept = torch.ones(len(J), dtype=torch.bool) if mask is None else mask[b].expand_as(residual[b]).flatten() > 0
+        J, B = J.flatten(1)[kept], B.flatten(1)[kept]
+        gram = r2["image"][b] * J @ J.T + r2["kernel"][b] * B @ B.T + SIGMA2[b] * torch.eye(len(J), dtype=J.dtype)
+        expected = torch.linalg.solve(gram, residual[b].flatten()[kept])
+        torch.testing.assert_close(found[b].flatten()[kept], expected, rtol=1e-7, atol=1e-7)
+        assert not bool(found[b].flatten()[~kept].any())
+
+
+@pytest.mark.parametrize("boundary", ["circular", "unknown"])
+def test_ten_steps_of_the_joint_system_are_close(boundary):
+    scene = blurred_toy(2, side=48, sigma=1e-9).y.double().clamp(0.02, 0.98)
+    kernel = torch.full((2, 1, 1, 5), 0.2).double()
+    r2 = {"image": torch.full((2,), 0.03).double(), "kernel": torch.full((2,), 1e-4).double()}
+    y = LinearLightBlur(boundary)(scene, kernel=kernel)
+    residual = 0.05 * torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).double()
+    exact, ten = (
+        LinearLightBlur(boundary, **options).solve_joint_gram(
+            residual, r2, torch.full((2,), 0.02**2).double(), image=scene, kernel=kernel
+        )
+        for options in (EXACT, {"cg_iterations": 10, "cg_tolerance": 0.0})
+    )
+    assert (ten - exact).norm() < 0.1 * exact.norm()
+
+
 @pytest.mark.parametrize("boundary", ["circular", "unknown"])
 def test_ten_steps_are_enough_where_slopes_differ(boundary):
     """From shadows to highlights the slope of the curve changes tenfold, which the preconditioner must know of."""

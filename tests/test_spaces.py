@@ -15,14 +15,19 @@ def wild(count=4, side=5) -> torch.Tensor:
     return torch.randn(count, 1, side, side, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(
-    "space", [KernelSpace(scaling, "euclidean", turned) for scaling in ("max", "sum") for turned in (False, True)]
-)
-def test_kernels_come_back(space):
-    torch.testing.assert_close(space.decode(space.encode(kernels())), kernels())
-    torch.testing.assert_close(
-        KernelSpace(space.scaling, "divide", space.rotated).decode(space.encode(kernels())), kernels()
-    )
+def line(side=5) -> torch.Tensor:
+    """A kernel that leaves more than half of its support dark."""
+    kernel = torch.zeros(2, 1, side, side)
+    kernel[..., 2, 1:4] = torch.tensor([0.2, 0.5, 0.3])
+    return kernel
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("scaling", ["max", "sum"])
+def test_kernels_come_back(scaling, turned):
+    divide, euclidean = (KernelSpace(scaling, name, turned) for name in ("divide", "euclidean"))
+    torch.testing.assert_close(divide.decode(divide.encode(kernels())), kernels())
+    torch.testing.assert_close(euclidean.decode(euclidean.encode(line())), line())
 
 
 def test_images_and_tilts_come_back():
@@ -48,19 +53,32 @@ def test_the_euclidean_projection_is_the_nearest_point():
     assert bool((p == 0).any())
 
 
-def test_the_euclidean_projection_takes_a_floor_away():
-    kernel = torch.zeros(1, 1, 5, 5)
-    kernel[..., 2, 1:4] = 1 / 3
-    dusty = kernel + 0.01
-    assert float((simplex_projection(dusty) - kernel).abs().max()) < 1e-6
-    assert float(shift_and_divide(dusty)[..., 0, 0]) > 0.005
+@pytest.mark.parametrize("scaling", ["max", "sum"])
+def test_the_euclidean_projection_takes_a_floor_away(scaling):
+    """Coordinates whose scale is free: a floor of 0.02, of the largest value, on all of the support."""
+    space = KernelSpace(scaling, "euclidean")
+    dusty = space.encode(line()) + 2 * 0.02 * (1 if scaling == "max" else 0.5)
+    torch.testing.assert_close(space.decode(dusty), line(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(space.decode(0.5 * (dusty + 1) - 1), line(), atol=1e-6, rtol=0)
+    assert float(KernelSpace(scaling).decode(dusty)[0, 0, 0, 0]) > 0.005
+    torch.testing.assert_close(simplex_projection(line() + 0.01), line(), atol=1e-6, rtol=0)
 
 
-def test_the_unit_is_how_far_a_value_goes_with_its_coordinate():
-    space, at = KernelSpace(), KernelSpace().encode(kernels())
+@pytest.mark.parametrize("coordinates", [-torch.ones(2, 1, 5, 5), torch.ones(2, 1, 5, 5), 3 * wild(2)])
+def test_the_euclidean_projection_of_anything_is_a_kernel(coordinates):
+    at = coordinates.clone().requires_grad_()
+    found = KernelSpace(projection="euclidean").decode(at)
+    assert float(found.detach().min()) >= 0
+    torch.testing.assert_close(found.sum((-2, -1)), torch.ones(2, 1))
+    assert bool(torch.isfinite(torch.autograd.grad((found * wild(2)).sum(), at)[0]).all())
+
+
+@pytest.mark.parametrize(("projection", "floor"), [("divide", 0.0), ("euclidean", 0.04)])
+def test_the_unit_is_how_far_a_value_goes_with_its_coordinate(projection, floor):
+    space = KernelSpace(projection=projection)
+    at = space.encode(line()) + floor
     step = torch.zeros_like(at)
-    step[..., 0, 0], step[..., 4, 4] = 1e-3, -1e-3  # of sum zero, so that dividing by the sum changes nothing more
+    step[..., 2, 1], step[..., 2, 2] = 1e-3, -1e-3  # of sum zero, so that dividing by the sum changes nothing more
     moved = space.decode(at + step) - space.decode(at)
-    inside = kernels()[:, 0, 4, 4] > 1e-3  # else it is clipped
-    torch.testing.assert_close((moved[:, 0, 0, 0] / 1e-3)[inside], space.unit(at)[inside], rtol=1e-3, atol=0)
+    torch.testing.assert_close(moved[:, 0, 2, 1] / 1e-3, space.unit(at), rtol=1e-3, atol=0)
     assert TiltSpace(2.5).unit(torch.zeros(2, 2, 4, 4)).tolist() == [2.5, 2.5]

@@ -48,10 +48,13 @@ class Step:
         """Weight of the score in x0-hat (Tweedie's formula), (1 - alpha_bar_t) / sqrt(alpha_bar_t)."""
         return (1 - self.alpha_bar) / math.sqrt(self.alpha_bar)
 
-    def gaussian_variance(self, data_variance: float) -> float:
-        """Variance of x_0 given x_t, for Gaussian data of a variance v: (1 - abar) v / (1 - abar + abar v)."""
+    def gaussian_variance(self, data_variance: float | Tensor) -> float | Tensor:
+        """Variance of x_0 given x_t, for Gaussian data of a variance v: (1 - abar) v / (1 - abar + abar v).
+
+        Without an end to v, of data about which nothing is known, it is (1 - abar) / abar.
+        """
         noise = 1 - self.alpha_bar
-        return noise * data_variance / (noise + self.alpha_bar * data_variance)
+        return noise / (noise / data_variance + self.alpha_bar)
 
 
 @dataclass(frozen=True, eq=False)

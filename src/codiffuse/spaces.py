@@ -56,8 +56,11 @@ class KernelSpace:
     Attributes:
         scaling: `max` divides by the largest value, so that every kernel fills the range; `sum` keeps the sum-one
             scale, 2 k - 1, as the published kernel networks do. Both decode alike: the absolute scale is free.
-        projection: onto the simplex: `divide` clips at zero and divides by the sum, as published; `euclidean` divides
-            by the sum and goes to the nearest point, which also takes away a floor of small positive values.
+        projection: onto the simplex: `divide` clips at zero and divides by the sum, as published; `euclidean` goes to
+            the nearest point. That depends on the scale of what is projected, which the coordinates leave free: divided
+            by its own sum, it is on the simplex already. Here it is such that what exceeds the median has sum one. A
+            kernel leaves most of its support dark, so what half of the pixels share is no light: the projection takes
+            this floor away, and leaves a kernel as it is that covers less than half of its support.
         rotated: coordinates show kernels turned by 180 degrees: those that a cross-correlation blurs with.
     """
 
@@ -79,10 +82,20 @@ class KernelSpace:
         kernel = self._turned((coordinates + 1) / 2)
         if self.projection == "divide":
             return shift_and_divide(kernel)
-        return simplex_projection(kernel / kernel.sum((-2, -1), keepdim=True).clamp(min=1e-2))
+        # What is subtracted everywhere does not change the nearest point.
+        return simplex_projection((kernel - self._floor(kernel)) / self._mass(kernel))
 
     def unit(self, coordinates: Tensor) -> Tensor:
-        return 0.5 / ((coordinates + 1) / 2).clamp(min=0).flatten(1).sum(1).clamp(min=1e-2)
+        return 0.5 / self._mass((coordinates + 1) / 2).flatten()
+
+    def _mass(self, kernel: Tensor) -> Tensor:
+        """`(B, 1, 1, 1)` what the projection takes for the sum of a kernel of free scale."""
+        kept = kernel.clamp(min=0) if self.projection == "divide" else (kernel - self._floor(kernel)).clamp(min=0)
+        return kept.sum((1, 2, 3), keepdim=True).clamp(min=1e-2)
+
+    def _floor(self, kernel: Tensor) -> Tensor:
+        """`(B, 1, 1, 1)` the median, if it is positive."""
+        return kernel.flatten(1).median(1).values.clamp(min=0).reshape(-1, 1, 1, 1)
 
     def _turned(self, kernel: Tensor) -> Tensor:
         return kernel.flip((-2, -1)) if self.rotated else kernel
@@ -93,6 +106,10 @@ class TiltSpace:
     """Tilt fields `(B, 2, H, W)` in pixels <-> units of `max_tilt_px`."""
 
     max_tilt_px: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.max_tilt_px > 0:
+            raise InputError(f"Expected max_tilt_px > 0, got {self.max_tilt_px}.")
 
     def encode(self, physical: Tensor) -> Tensor:
         return physical / self.max_tilt_px

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from codiffuse.errors import InputError
 from codiffuse.fourier import over_batch, over_image
-from codiffuse.operators.blur import BlurOperator
-from codiffuse.operators.turbulence import TurbulenceOperator
+from codiffuse.guidance.coupled import Estimates
+from codiffuse.operators.operator import Operator
 from codiffuse.schedule import Step
 
 
@@ -34,6 +34,8 @@ class DPS:
     def __post_init__(self) -> None:
         if self.rule not in ("norm", "constant", "likelihood"):
             raise InputError(f"Expected rule norm, constant or likelihood, got {self.rule!r}.")
+        if not isinstance(self.scale, int | float) or not 0 < self.scale < math.inf:
+            raise InputError(f"Expected scale > 0 and finite for DPS, got {self.scale!r}; set method.guidance.scale=1.")
 
     def r2(self, step: Step) -> float:
         """The point approximation has no spread."""
@@ -41,7 +43,7 @@ class DPS:
 
     def cotangent(
         self,
-        operator: BlurOperator | TurbulenceOperator,
+        operator: Operator,
         y: Tensor,
         x0: Tensor,
         sigma: Tensor,
@@ -63,13 +65,14 @@ class DPS:
         variance = (sigma if sigma.ndim > 1 else over_batch(sigma, residual)).square().expand_as(residual)
         return operator.adjoint(self.weigh(residual, variance), **params)
 
-    def weigh(self, residual: Tensor, variance: Tensor, **_: object) -> Tensor:
+    def weigh(self, residual: Tensor, variance: Tensor, at: Estimates | None = None) -> Tensor:
         """What the derivatives of A take back: minus the gradient of the data term in A x.
 
         Args:
             residual: `(*, C, H, W)`, 0 where a pixel does not count.
             variance: of the noise of each pixel. Where it differs, the norm is that of the residual with the pixels
                 weighed by it: so photon noise enters (Chung et al. 2023, Eq. 17).
+            at: not used: a point has no spread, wherever it is.
         """
         if self.rule == "likelihood":
             return residual / variance

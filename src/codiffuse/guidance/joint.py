@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
 
 from codiffuse.errors import InputError
-from codiffuse.operators.blur import BlurOperator
+from codiffuse.guidance.coupled import Estimates
 from codiffuse.schedule import Step
 
 
@@ -28,51 +28,55 @@ class JointPiGDM:
     """Gaussian guidance of several unknowns.
 
     Attributes:
-        data_variance: of each unknown in its diffusion coordinates: r_t^2 = (1 - alpha_bar) v / (1 - alpha_bar +
-            alpha_bar v), the posterior variance of Gaussian data of variance v; infinite: 1 - alpha_bar over alpha_bar.
+        data_variance: v > 0 of each unknown in its diffusion coordinates: r_t^2 = (1 - alpha_bar) v / (1 - alpha_bar +
+            alpha_bar v), the posterior variance of Gaussian data of that variance; infinite: (1 - alpha_bar) /
+            alpha_bar.
         zeta: factor on the gradient: `sqrt_alpha_bar` (Fast EM) or `one` (theory).
+        data_unit: of unknowns whose priors differ in the unit of their coordinates, such as tilts, the unit (px) that
+            `data_variance` is meant in; that of the prior at hand where it is left out.
     """
 
     data_variance: Mapping[str, float]
     zeta: Literal["sqrt_alpha_bar", "one"] = "sqrt_alpha_bar"
+    data_unit: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.zeta not in ("sqrt_alpha_bar", "one"):
             raise InputError(f"Expected zeta sqrt_alpha_bar or one, got {self.zeta!r}.")
+        for setting in ("data_variance", "data_unit"):
+            for name, value in getattr(self, setting).items():
+                if not isinstance(value, int | float) or not value > 0:
+                    raise InputError(
+                        f"Expected a number > 0 for {setting}.{name} of joint PiGDM, got {value!r}; set "
+                        f"method.guidance.{setting}.{name}=."
+                    )
 
-    def r2(self, name: str, step: Step) -> float:
-        """r_t^2 of an unknown, in its diffusion coordinates; raises InputError where its variance is not given."""
+    def variance(self, name: str, step: Step, unit: Tensor) -> Tensor:
+        """r_t^2 `(N,)` of an unknown in its values' units; `unit` `(N,)` is that of its coordinates.
+
+        Raises:
+            InputError: its variance is not given.
+        """
         if name not in self.data_variance:
             raise InputError(
                 f"Expected the data variance of {name} for joint PiGDM, got that of {', '.join(self.data_variance)}; "
                 f"set method.guidance.data_variance.{name}=."
             )
-        return step.gaussian_variance(self.data_variance[name])
+        data_variance = self.data_variance[name]
+        if name in self.data_unit:
+            data_variance = data_variance * (self.data_unit[name] / unit).square()
+        return step.gaussian_variance(data_variance) * unit.square()
 
-    def weigh(
-        self,
-        residual: Tensor,
-        variance: Tensor,
-        *,
-        operator: BlurOperator,
-        values: Mapping[str, Tensor],
-        units: Mapping[str, Tensor],
-        step: Step,
-        mask: Tensor | None,
-    ) -> Tensor:
+    def weigh(self, residual: Tensor, variance: Tensor, at: Estimates) -> Tensor:
         """S^-1 r, which the derivatives take back to each unknown.
 
         Args:
             residual: `(N, C, H', W')`, y - A(values), 0 where a pixel does not count.
             variance: of the noise of each pixel; its mean is taken.
-            operator: A.
-            values: the estimates, by name.
-            units: `(N,)` of each, `Space.unit`.
-            step: where in the chain.
-            mask: `(N, 1, H', W')` or `None`.
+            at: the estimates.
         """
-        r2 = {name: self.r2(name, step) * units[name].square() for name in values}
-        return operator.solve_joint_gram(residual, r2, variance.mean((1, 2, 3)), **values, mask=mask)
+        r2 = {name: self.variance(name, at.step, at.units[name]) for name in at.values}
+        return at.operator.solve_joint_gram(residual, r2, variance.mean((1, 2, 3)), **at.values, mask=at.mask)
 
     def x0_shift(self, gradient: Tensor, step: Step) -> Tensor:
         """What guidance adds to x0-hat: zeta (1 - alpha_bar) / sqrt(alpha_bar) gradient."""

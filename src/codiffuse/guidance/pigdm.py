@@ -40,6 +40,8 @@ class PiGDM:
             raise InputError(f"Expected r2_rule one_minus_alpha_bar, vp or beta_tilde, got {self.r2_rule!r}.")
         if self.zeta not in ("sqrt_alpha_bar", "one", "released"):
             raise InputError(f"Expected zeta sqrt_alpha_bar, one or released, got {self.zeta!r}.")
+        if not self.data_variance > 0:
+            raise InputError(f"Expected data_variance > 0 for PiGDM, got {self.data_variance}.")
 
     def r2(self, step: Step) -> float:
         """r_t^2 in [0, 1]^2 units."""

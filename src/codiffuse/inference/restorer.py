@@ -22,7 +22,7 @@ from codiffuse.methods.coarse import downsampled
 from codiffuse.metrics.kernel import mnc
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.operators.noise import noise_of
-from codiffuse.operators.turbulence import TurbulenceOperator
+from codiffuse.operators.operator import Operator
 from codiffuse.randomness import GeneratorNoise, derive_seed
 
 
@@ -47,7 +47,7 @@ class Restorer:
 
     method: Method
     name: str
-    operator: BlurOperator | TurbulenceOperator
+    operator: Operator
     scorer: Scorer
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0
@@ -148,7 +148,7 @@ class Restorer:
             "sigma": sample.sigma,
             "status": status,
             "seconds": round(seconds, 3),
-            "nfe": result.nfe,
+            "nfe": int(result.nfe[index]) if isinstance(result.nfe, Tensor) else result.nfe,
             "input_hash": sample.input_hash,
             "notes": list(sample.notes),
         } | self._photons()

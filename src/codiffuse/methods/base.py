@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from codiffuse.errors import InputError
-from codiffuse.operators.blur import BlurOperator
 from codiffuse.operators.noise import Noise
+from codiffuse.operators.operator import Operator, support_of
 from codiffuse.randomness import NoiseSource
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Measurement:
 
     y: Tensor
     noise: Noise
-    operator: BlurOperator
+    operator: Operator
     known: dict[str, Tensor] = field(default_factory=dict)
     mask: Tensor | None = None
 
@@ -142,7 +142,8 @@ class Restoration:
         params: operator parameters, such as `kernel` `(B, 1, h, w)`.
         samples: `(B, n, C, H, W)` in [0, 1].
         raw: final variables as the sampler left them, on the operator's canvas, not clipped.
-        nfe: network calls an image: forward passes through the image network, each with one backward pass.
+        nfe: network calls an image: forward passes through the image network, each with one backward pass. `(B,)` where
+            images differ, because some were run again.
         status: per image `ok`, or `failed: reason`.
         restarts: ends of all runs, of a method that makes several.
         windows: where the kernel comes from, of a method that looks at parts of the picture.
@@ -156,7 +157,7 @@ class Restoration:
     params: dict[str, Tensor]
     samples: Tensor
     raw: dict[str, Tensor]
-    nfe: int
+    nfe: int | Tensor
     status: tuple[str, ...]
     restarts: Restarts | None = None
     windows: Windows | None = None
@@ -199,7 +200,7 @@ class Method(Protocol):
         """Restore a batch of measurements of one shape."""
         ...
 
-    def supports(self, operator: BlurOperator) -> str | None:
+    def supports(self, operator: Operator) -> str | None:
         """`None`, or why this operator cannot be used."""
         ...
 
@@ -231,15 +232,21 @@ def restoration(measurement: Measurement, x: Tensor, params: dict[str, Tensor], 
         params: final operator parameters.
         nfe: network calls an image.
     """
+    status = statuses(measurement, x, params)  # first: it clips a copy, which is as large as all samples
+    samples = measurement.operator.crop_to_frame(x.clamp(0, 1), **support_of(params))
+    return Restoration(samples.mean(1), params, samples, {"x": x, **params}, nfe, status)
+
+
+def statuses(measurement: Measurement, x: Tensor, params: dict[str, Tensor]) -> tuple[str, ...]:
+    """Per image `ok`, or how its run failed; arguments as for `restoration`."""
     finite = torch.isfinite(x).flatten(1).all(1)
     for value in params.values():
         finite = finite & torch.isfinite(value).flatten(1).all(1)
-    samples = x.clamp(0, 1)
-    misfit = measurement.misfit(samples.mean(1), params)
+    misfit = measurement.misfit(x.clamp(0, 1).mean(1), params)
     spread = (measurement.y - measurement.y.mean((1, 2, 3), keepdim=True)).square().flatten(1).mean(1)
     # A restoration that explains y worse than a constant picture does, beyond the noise, has run away.
     diverged = misfit > spread + 4 * measurement.sigma.square() + 1e-4
-    status = tuple(
+    return tuple(
         "failed: NaN or infinite values"
         if not ok
         else "failed: diverged (the residual exceeds the signal)"
@@ -247,8 +254,6 @@ def restoration(measurement: Measurement, x: Tensor, params: dict[str, Tensor], 
         else "ok"
         for ok, far in zip(finite.tolist(), diverged.tolist(), strict=True)
     )
-    samples = measurement.operator.crop_to_frame(samples, kernel_size=params["kernel"].shape[-2:])
-    return Restoration(samples.mean(1), params, samples, {"x": x, **params}, nfe, status)
 
 
 def choose(take: Tensor, found: Restoration, best: Restoration) -> Restoration:

@@ -10,20 +10,21 @@ import torch
 from torch import Tensor
 
 from codiffuse.errors import InputError
-from codiffuse.estimation.centering import moved
-from codiffuse.estimation.consensus import match_central
-from codiffuse.fourier import Size, reach
+from codiffuse.fourier import Size
+from codiffuse.guidance.coupled import CoupledGuidance, Estimates
 from codiffuse.guidance.dps import DPS
 from codiffuse.guidance.joint import JointPiGDM
-from codiffuse.methods.base import Callback, Measurement, Restoration, StepInfo, choose, restoration
-from codiffuse.methods.steps import ReverseProcess, check_counts, check_kernel_fits, lift, lower, part_of_run
+from codiffuse.methods.base import Callback, Measurement, Restoration, StepInfo, choose
+from codiffuse.methods.samples import IMAGE, close, fold
+from codiffuse.methods.steps import ReverseProcess, check_counts, check_kernel_fits, lift, part_of_run
 from codiffuse.methods.variables import Variable
-from codiffuse.operators.blur import BlurOperator
+from codiffuse.operators.operator import Operator, support
 from codiffuse.randomness import NoiseSource
 from codiffuse.schedule import Step
-from codiffuse.spaces import shift_and_divide
+from codiffuse.spaces import ImageSpace, KernelSpace, TiltSpace
 
-IMAGE = "image"
+KINDS = {IMAGE: ImageSpace, "kernel": KernelSpace, "tilt": TiltSpace}  # whose coordinates these are
+STEPS_BETWEEN_LOOKS = 10  # each look at whether a run goes on asks the device for a number
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class BlindDPS:
         image: the image and its prior.
         parameters: those of the operator, by its names for them, such as `kernel`; each with its own prior.
         guidance: approximation of the gradients of log p(y | x_t, k_t) (Theorem 1).
-        process: the reverse chain, of all variables.
+        process: the reverse chain, of all variables; a whole one, from pure noise.
         num_particles: n samples an image, each with its own parameters.
         kernel_crop: side of the centre of each kernel that is kept in the end, px, where kernels are smaller than those
             that the prior knows (Fig. 5); `None` keeps all.
@@ -43,7 +44,7 @@ class BlindDPS:
 
     image: Variable
     parameters: Mapping[str, Variable]
-    guidance: DPS | JointPiGDM = field(default_factory=DPS)
+    guidance: CoupledGuidance = field(default_factory=DPS)
     process: ReverseProcess = field(default_factory=ReverseProcess)
     num_particles: int = 1
     kernel_crop: int | None = None
@@ -53,10 +54,34 @@ class BlindDPS:
 
     def __post_init__(self) -> None:
         check_counts(num_particles=self.num_particles)
-        if self.max_retries < 0:
-            raise InputError(f"Expected max_retries >= 0, got {self.max_retries}.")
+        if not isinstance(self.max_retries, int) or self.max_retries < 0:
+            raise InputError(f"Expected max_retries >= 0, a whole number, got {self.max_retries!r}.")
+        if self.kernel_crop is not None:
+            check_counts(kernel_crop=self.kernel_crop)
+        if not hasattr(self.guidance, "weigh"):
+            raise InputError(
+                f"Expected guidance of all unknowns, got {type(self.guidance).__name__}; use "
+                "guidance@method.guidance=joint_pigdm or dps."
+            )
+        if self.process.start != 1:
+            raise InputError(
+                f"Expected a chain from pure noise for BlindDPS, whose parameters have nothing else to start from, got "
+                f"process.start={self.process.start}; leave it out."
+            )
+        self._check_variables()
+
+    def _check_variables(self) -> None:
         if self.image.prior is None:
             raise InputError("Expected a prior of the image, got none; set method.image.prior.")
+        if not self.parameters or IMAGE in self.parameters:
+            given = ", ".join(self.parameters) or "none"
+            raise InputError(f"Expected parameters of an operator by their names, such as kernel, got {given}.")
+        for name, variable in {IMAGE: self.image, **self.parameters}.items():
+            _check_kind(name, variable)
+        if "kernel" not in self.parameters and self.kernel_crop is not None:
+            raise InputError("Expected a kernel for kernel_crop, got none; set method.kernel_crop=null.")
+        if "kernel" in self.parameters and self.parameters["kernel"].size is None:
+            raise InputError("Expected a size of the kernel, got none; set method.parameters.kernel.size=.")
 
     @property
     def num_steps(self) -> int:
@@ -71,12 +96,15 @@ class BlindDPS:
     def with_kernel_size(self, size: int) -> BlindDPS:
         """The same method for another kernel size."""
         kernel = replace(self.parameters["kernel"], size=size)
-        return replace(self, parameters={**self.parameters, "kernel": kernel})
+        crop = None if self.kernel_crop is None else min(self.kernel_crop, size)
+        return replace(self, parameters={**self.parameters, "kernel": kernel}, kernel_crop=crop)
 
-    def supports(self, operator: BlurOperator) -> str | None:
+    def supports(self, operator: Operator) -> str | None:
         """`None`, or why not."""
         if set(operator.params) != set(self.parameters):
             return f"estimates {', '.join(self.parameters)}, not {', '.join(operator.params)}"
+        if isinstance(self.guidance, JointPiGDM) and not hasattr(operator, "solve_joint_gram"):
+            return "needs solve_joint_gram of it for joint PiGDM (guidance@method.guidance=dps does not)"
         return None
 
     @torch.no_grad()
@@ -96,23 +124,27 @@ class BlindDPS:
             init: not used.
             callback: called after each step.
         """
+        # NOTE(paper vs code): neither the paper nor the released program looks for runs that diverge; max_retries=0.
         found = self._run(measurement, noise, 1.0, callback)
         for retry in range(1, self.max_retries + 1):
-            if not bool(found.failed.any()):
+            failed = found.failed
+            if not bool(failed.any()):
                 break
             told = part_of_run(callback, retry * self.num_steps, (retry + 1) * self.num_steps)
-            found = choose(found.failed, self._run(measurement, noise, 0.5**retry, told), found)
+            again = self._run(measurement, noise, 0.5**retry, told)
+            # The others of the batch are run along, but keep what they have.
+            found = replace(choose(failed, again, found), nfe=found.nfe + failed * again.nfe)
         return found
 
     def _run(
         self, measurement: Measurement, noise: NoiseSource, factor: float, callback: Callback | None
     ) -> Restoration:
-        """One reverse diffusion of all variables, with `factor` times the step of guidance."""
+        """One reverse diffusion of all variables, with `factor` times the step of guidance; ends where all is lost."""
         y = lift(measurement.y, self.image.prior)
         n = self.num_particles
         variables = {IMAGE: self.image, **self.parameters}
         shapes = self._shapes(measurement)
-        folded = _fold(measurement, y, n)
+        folded = fold(replace(measurement, y=y), n)
         steps = self.process.schedule().steps()
 
         # BlindDPS, Alg. 1, line 1: x_N, k_N ~ N(0, I).
@@ -134,9 +166,11 @@ class BlindDPS:
                 x_t[name] = variable.advance(self.process, x_t[name], x0[name], shift, step, z, fraction)
             if callback:
                 callback(self._info(values, y, n, number, len(steps), step))
+            if number % STEPS_BETWEEN_LOOKS == 0 and not bool(torch.isfinite(x_t[IMAGE]).any()):
+                break
 
         values = {name: variables[name].coordinates.decode(value) for name, value in x_t.items()}
-        found = _restoration(measurement, values, n, len(steps), self.kernel_crop)
+        found = close(measurement, values, n, number, self.kernel_crop)
         return replace(found, step_factor=torch.full((len(y),), factor, device=y.device))
 
     def _gradients(
@@ -152,15 +186,9 @@ class BlindDPS:
         if data.mask is not None:
             residual = data.mask * residual
         fixed = {name: value.detach() for name, value in values.items()}
-        weighed = self.guidance.weigh(
-            residual,
-            data.noise.variance(data.y),
-            operator=data.operator,
-            values=fixed,
-            units={name: variables[name].coordinates.unit(x0[name]) for name in variables},
-            step=step,
-            mask=data.mask,
-        )
+        units = {name: variables[name].coordinates.unit(x0[name]) for name in variables}
+        at = Estimates(data.operator, fixed, units, step, data.mask)
+        weighed = self.guidance.weigh(residual, data.noise.variance(data.y), at)
         with torch.enable_grad():
             objective = (weighed * predicted).sum()
             for name, variable in variables.items():
@@ -172,17 +200,22 @@ class BlindDPS:
     def _shapes(self, measurement: Measurement) -> dict[str, tuple[int, ...]]:
         """`(B, n, C, H, W)` of each variable."""
         y = measurement.y
-        _, *size = self.parameters["kernel"].shape(tuple(y.shape[-2:]))
-        check_kernel_fits(tuple(size), y)
-        if self.kernel_crop is not None and not 1 <= self.kernel_crop <= min(size):
+        frame: Size = (y.shape[-2], y.shape[-1])
+        sizes = {name: variable.shape(frame)[1:] for name, variable in self.parameters.items()}
+        if "kernel" in sizes:
+            self._check_kernel(sizes["kernel"], y)
+        canvas = measurement.operator.image_shape(frame, **support(sizes))
+        shapes = {IMAGE: (self.image.prior.channels, *canvas)}
+        shapes |= {name: variable.shape(canvas) for name, variable in self.parameters.items()}
+        return {name: (len(y), self.num_particles, *shape) for name, shape in shapes.items()}
+
+    def _check_kernel(self, size: Size, y: Tensor) -> None:
+        check_kernel_fits(size, y)
+        if self.kernel_crop is not None and self.kernel_crop > min(size):
             raise InputError(
                 f"Expected kernel_crop from 1 to the {min(size)} px of the kernel, got {self.kernel_crop}; "
                 "set method.kernel_crop=null to keep all of it."
             )
-        canvas = measurement.operator.image_shape(tuple(y.shape[-2:]), kernel_size=tuple(size))
-        shapes = {IMAGE: (self.image.prior.channels, *canvas)}
-        shapes |= {name: variable.shape(canvas) for name, variable in self.parameters.items()}
-        return {name: (len(y), self.num_particles, *shape) for name, shape in shapes.items()}
 
     def _info(self, values: Mapping[str, Tensor], y: Tensor, n: int, number: int, total: int, step: Step) -> StepInfo:
         image = values[IMAGE].unflatten(0, (len(y), n)).clamp(0, 1)
@@ -191,65 +224,17 @@ class BlindDPS:
         return StepInfo(number, total, step.alpha_bar, image, params)
 
 
-def _apply(operator: BlurOperator, values: Mapping[str, Tensor]) -> Tensor:
+def _apply(operator: Operator, values: Mapping[str, Tensor]) -> Tensor:
     return operator(values[IMAGE], **{name: value for name, value in values.items() if name != IMAGE})
-
-
-def _fold(measurement: Measurement, y: Tensor, n: int) -> Measurement:
-    """The measurement of every particle: `(B n, C, H, W)`."""
-
-    def repeat(each: Tensor) -> Tensor:
-        return each.repeat_interleave(n, 0)
-
-    mask = None if measurement.mask is None else repeat(measurement.mask)
-    noise = measurement.noise.repeated(n)
-    return replace(measurement, y=repeat(y), noise=noise, mask=mask)
 
 
 def _draw(noise: NoiseSource, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
     return noise.normal(name, shape, like).flatten(0, 1)
 
 
-def _restoration(
-    measurement: Measurement, values: Mapping[str, Tensor], n: int, nfe: int, kernel_crop: int | None = None
-) -> Restoration:
-    """Closes a run: the samples of an image are moved to where their kernels match, as are the maps of its operator."""
-    parts = {name: value.unflatten(0, (len(measurement.y), n)) for name, value in values.items()}
-    if n > 1 and "kernel" in parts:
-        parts = _aligned(parts)
-    if kernel_crop is not None:
-        parts = _cropped(parts, measurement, (kernel_crop, kernel_crop))
-    x = lower(parts.pop(IMAGE), measurement.y)
-    found = restoration(measurement, x, {name: value.mean(1) for name, value in parts.items()}, nfe)
-    return replace(found, raw={**found.raw, **{f"{name}_samples": value for name, value in parts.items()}})
-
-
-def _aligned(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Image and kernel are defined up to opposite shifts: whole pixels here, in which the maps go with the image."""
-    matched = [[*match_central(kernels[:, 0])[1:]] for kernels in parts["kernel"]]
-
-    def shifted(name: str, value: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        if name == "kernel":
-            return moved(value, rows, columns)
-        shifts = zip(rows.tolist(), columns.tolist(), strict=True)
-        return torch.stack([each.roll((-r, -c), (-2, -1)) for each, (r, c) in zip(value, shifts, strict=True)])
-
-    return {
-        name: torch.stack([shifted(name, each, *at) for each, at in zip(value, matched, strict=True)])
-        for name, value in parts.items()
-    }
-
-
-def _cropped(parts: Mapping[str, Tensor], measurement: Measurement, size: Size) -> dict[str, Tensor]:
-    """The centre of each kernel, of `size`, and what it reads of the canvas."""
-    before, frame = tuple(parts["kernel"].shape[-2:]), tuple(measurement.y.shape[-2:])
-    canvas, needed = (measurement.operator.image_shape(frame, kernel_size=each) for each in (before, size))
-    top, _, left, _ = (more - less for more, less in zip(reach(before), reach(size), strict=True))
-    down, right = (more // 2 - less // 2 for more, less in zip(before, size, strict=True))
-    cropped = dict(parts)
-    for name, value in parts.items():
-        if name == "kernel":
-            cropped[name] = shift_and_divide(value[..., down : down + size[0], right : right + size[1]])
-        elif canvas != needed and tuple(value.shape[-2:]) == canvas:
-            cropped[name] = value[..., top : top + needed[0], left : left + needed[1]]
-    return cropped
+def _check_kind(name: str, variable: Variable) -> None:
+    """Refuse a prior of something else: its coordinates would be taken for what they are not."""
+    spaces = [variable.coordinates] if variable.prior is None else [variable.coordinates, variable.prior.space]
+    for kind, space in KINDS.items():
+        if name in KINDS and name != kind and any(isinstance(each, space) for each in spaces):
+            raise InputError(f"Expected a prior of {name}s for the {name}, got one of {kind}s; set prior.{name}.name=.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -33,7 +34,8 @@ class ReverseProcess:
         spacing: power by which they crowd where there is little noise (`Schedule.respaced`): 1 spreads them evenly.
         start: share of the chain that is run: 1 starts from pure noise; less starts from a noisy version of `y`.
         eta: 1 is ancestral sampling (DDPM), 0 deterministic (DDIM).
-        variance: sigma~_t^2 = `small` beta~_t, `large` beta_t, or `learned` by the network.
+        variance: sigma~_t^2 = `small` beta~_t, `large` beta_t, or `learned` by the network (BlindDPS: by each that
+            learned one, beta~_t for the others).
         clip: where x0-hat is clipped to [-1, 1]: `denoised` before guidance, with the clip inside the gradient
             (released), `guided` after guidance is added, `none`.
     """
@@ -209,10 +211,10 @@ def of_part(callback: Callback | None, part: Measurement, *, factor: int = 1, ti
 
 
 def check_counts(**counts: int) -> None:
-    """Refuse hyper-parameters that count something and are below 1."""
+    """Refuse hyper-parameters that count something and are below 1, or no whole numbers."""
     for name, count in counts.items():
-        if count < 1:
-            raise InputError(f"Expected {name} >= 1, got {count}; set {name}=.")
+        if not isinstance(count, Integral) or count < 1:
+            raise InputError(f"Expected {name} >= 1, a whole number, got {count!r}; set {name}=.")
 
 
 def check_kernel_fits(size: tuple[int, int], y: Tensor) -> None:

@@ -5,7 +5,9 @@ Shapes: coordinates and values of a variable `(N, C, H, W)`, where N = B n count
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Protocol
 
 from torch import Tensor
@@ -19,7 +21,12 @@ from codiffuse.spaces import Space
 
 
 class Penalty(Protocol):
-    """A term of the data loss that promotes sparsity of a kernel (BlindDPS, Eq. 20)."""
+    """A term of the data loss that promotes sparsity of a kernel (BlindDPS, Eq. 20).
+
+    It is added to what the guidance takes the gradient of, and its weight, lambda, counts in that unit: twice the norm
+    of the residual in [0, 1] units, which is the norm of the paper's [-1, 1] units (DPS, rules `norm` and `constant`),
+    or minus the log-likelihood in nats (DPS, rule `likelihood`, and joint PiGDM).
+    """
 
     def __call__(self, x0: Tensor) -> Tensor:
         """`(N,)` of a kernel's coordinates, before they are normalised: -1 is no light."""
@@ -32,6 +39,9 @@ class L1Penalty:
 
     weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        _check_weight(self.weight)
+
     def __call__(self, x0: Tensor) -> Tensor:
         return self.weight * ((x0 + 1) / 2).abs().flatten(1).sum(1)
 
@@ -43,9 +53,19 @@ class L0Penalty:
     weight: float = 1.0
     width: float = 0.1
 
+    def __post_init__(self) -> None:
+        _check_weight(self.weight)
+        if not 0 < self.width < math.inf:
+            raise InputError(f"Expected width > 0 of an l0 penalty, in units of the range [0, 1], got {self.width}.")
+
     def __call__(self, x0: Tensor) -> Tensor:
         square = ((x0 + 1) / 2).square()
         return self.weight * (square / (square + self.width**2)).flatten(1).sum(1)
+
+
+def _check_weight(weight: float) -> None:
+    if not 0 <= weight < math.inf:
+        raise InputError(f"Expected weight >= 0 and finite of a sparsity penalty (lambda), got {weight}.")
 
 
 @dataclass(frozen=True)
@@ -61,7 +81,7 @@ class Variable:
         step: factor on the guidance's step.
         projected_mean: whether the mean of x_{t-1} takes x0-hat as its values are after the projection (the paper's
             Alg. 1, lines 7 and 10), or as the prior gives it (the released program).
-        penalty: added to the norm of the residual.
+        penalty: what promotes sparsity of a kernel; see `Penalty` for the unit of its weight.
     """
 
     prior: Prior | None = None
@@ -77,6 +97,10 @@ class Variable:
             raise InputError("Expected a prior or a space for each variable, got neither; set space=.")
         if not self.step > 0:
             raise InputError(f"Expected a step > 0, got {self.step}.")
+        if self.size is not None and not _is_size(self.size):
+            raise InputError(
+                f"Expected a size of whole pixels, N or [H, W] of at least 1, got {self.size!r}; set size=."
+            )
 
     @property
     def coordinates(self) -> Space:
@@ -110,9 +134,20 @@ class Variable:
         z: Tensor,
         fraction: Tensor | None,
     ) -> Tensor:
-        """x_{t-1}, its mean moved by `shift` of x0-hat."""
+        """x_{t-1}, its mean moved by `shift` of x0-hat.
+
+        Where `process.variance` is `learned`, so is that of each variable whose prior learned one; that of the others
+        is beta~_t.
+        """
         if self.prior is None:
             return (x_t + step.x0_weight * shift).clamp(-1, 1)
         if self.projected_mean:
             x0 = self.coordinates.encode(self.coordinates.decode(x0))
+        if process.variance == "learned" and fraction is None:
+            process = replace(process, variance="small")
         return process.advance(x_t, x0 + shift, step, z, fraction)
+
+
+def _is_size(size: object) -> bool:
+    sides = size if isinstance(size, tuple | list) else (size, size)
+    return len(sides) == 2 and all(isinstance(side, Integral) and side >= 1 for side in sides)

@@ -10,6 +10,7 @@ first order is y - A(x; k), and the derivative in the image `J = l'(y)^-1 K l'(x
 spread r_t^2 of the image keep their meaning and units.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +47,7 @@ def slope(values: Tensor) -> Tensor:
 class LinearLightBlur(BlurOperator):
     """`y = A(k) x = l^-1(k * l(x))`: the blur of a camera, of sRGB pictures; arguments as for `BlurOperator`.
 
-    There is no closed form at any boundary, and no guidance but PiGDM.
+    There is no closed form at any boundary, and of guidance with a given kernel PiGDM alone.
 
     Raises:
         InputError: as for `BlurOperator`; a `pad_value` other than 0.
@@ -93,6 +94,37 @@ class LinearLightBlur(BlurOperator):
         balance = slope(y) / fourier.convolve(gain.square(), kernel, self.boundary).clamp_min(TOE_SLOPE**2).sqrt()
         divide = self._inverse_spectrum(residual, r2, sigma2, kernel)
         return transposed(self._iterate(gram, residual, lambda v: kept * balance * divide(balance * v)))
+
+    def solve_joint_gram(
+        self,
+        residual: Tensor,
+        r2: Mapping[str, Tensor],
+        sigma2: Tensor,
+        *,
+        image: Tensor,
+        kernel: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """`(r_x^2 J J^T + r_k^2 B B^T + sigma2 I)^-1 r`, linearised at the estimates; arguments as for `BlurOperator`.
+
+        J = l'(A x)^-1 K l'(x) and B = l'(A x)^-1 (l(x) * .) are the derivatives in image and kernel.
+        """
+        light, gain, size = to_light(image), slope(image), (kernel.shape[-2], kernel.shape[-1])
+        kept = 1 if mask is None else mask
+        at_y = slope(self(image, kernel=kernel))
+
+        def gram(v: Tensor) -> Tensor:
+            back = v / at_y
+            of_image = gain.square() * fourier.correlate(back, kernel, self.boundary)
+            change = fourier.kernel_adjoint(light, back, self.boundary, size)
+            varied = over_batch(r2["image"], v) * fourier.convolve(of_image, kernel, self.boundary)
+            varied = varied + over_batch(r2["kernel"], v) * fourier.convolve(light, change, self.boundary)
+            return kept * varied / at_y + over_batch(sigma2, v) * v
+
+        # As in `guidance_direction`; next to a pixel B is about s times the blur of the picture l(x) / l'(x).
+        balance = at_y / fourier.convolve(gain.square(), kernel, self.boundary).clamp_min(TOE_SLOPE**2).sqrt()
+        divide = self._inverse_joint_spectrum(residual, r2, sigma2, light / gain, kernel)
+        return self._iterate(gram, kept * residual, lambda v: kept * balance * divide(balance * v), axes=3)
 
     def normal_equations(
         self,
