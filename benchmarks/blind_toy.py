@@ -107,7 +107,9 @@ def row_of_samples(sigma: float, name: str, x: Tensor, k: Tensor, steps: int) ->
     """A line of the table; where samples ran away it says so, and why, for their moments would say nothing."""
     lost = int((~((x.abs() < FAR) & (k.abs() < FAR))).sum())  # NaN is not below either
     if lost:
-        why = f"a step along the gradient of a likelihood this narrow is unstable with {steps} steps; take more (--steps)"
+        why = (
+            f"a step along the gradient of a likelihood this narrow is unstable with {steps} steps; take more (--steps)"
+        )
         return f"| {sigma:g} | {name} | {lost} of {len(x)} samples diverged: {why} | | | | |"
     return row(sigma, name, moments(x, k))
 
@@ -124,7 +126,9 @@ def guidances() -> dict[str, DPS | JointPiGDM]:
 
 def samples(guidance: DPS | JointPiGDM, y: float, sigma: float, count: int, steps: int) -> tuple[Tensor, Tensor]:
     """`(count,)` x and k of BlindDPS."""
-    image = Prior(GaussianDenoiser((2 * IMAGE[1]) ** 2, 2 * IMAGE[0] - 1, 1), X0Prediction(), LogSigmaTime(), ImageSpace())
+    image = Prior(
+        GaussianDenoiser((2 * IMAGE[1]) ** 2, 2 * IMAGE[0] - 1, 1), X0Prediction(), LogSigmaTime(), ImageSpace()
+    )
     density = Prior(GaussianDenoiser(0.25, channels=1), X0Prediction(), LogSigmaTime(), DensitySpace())
     process = ReverseProcess(num_steps=steps, clip="none")
     variable = Variable(density.frozen(), size=1)

@@ -40,9 +40,7 @@ def rows(capsys, monkeypatch, *arguments):
 def test_the_gaussian_approximation_is_close_and_the_point_is_not(capsys, monkeypatch, tmp_path):
     """Of 1500 samples: standard errors are below 0.005 for means and spreads, and 0.02 for correlations."""
     picture = tmp_path / "toy.svg"
-    found = rows(
-        capsys, monkeypatch, "--samples", 1500, "--steps", 60, "--sigma", 0.1, "--y", Y, "--plot", picture
-    )
+    found = rows(capsys, monkeypatch, "--samples", 1500, "--steps", 60, "--sigma", 0.1, "--y", Y, "--plot", picture)
     assert list(found) == ["posterior", *blind_toy.guidances()]
     numbers = {name: [float(value) for value in values] for name, values in found.items()}
     posterior = numbers["posterior"]
@@ -73,3 +71,13 @@ def test_a_row_without_numbers_says_why(capsys, monkeypatch):
     assert found["DPS, likelihood"][0].startswith("50 of 50 samples diverged: ")
     assert "take more (--steps)" in found["DPS, likelihood"][0]
     assert "nan" not in "".join(map(str, found.values()))
+
+
+def test_the_gram_matrix_is_that_of_the_derivatives():
+    image, kernel, residual = (torch.tensor(value).reshape(1, 1, 1, 1) for value in (0.6, 1.3, 0.25))
+    toy = blind_toy.Filter()
+    by_image, by_kernel = torch.autograd.functional.jacobian(lambda x, k: toy(x, kernel=k), (image, kernel))
+    gram = 0.3 * by_image.square() + 0.7 * by_kernel.square() + 0.01
+    r2 = {"image": torch.tensor([0.3]), "kernel": torch.tensor([0.7])}
+    found = toy.solve_joint_gram(residual, r2, torch.tensor([0.01]), image=image, kernel=kernel)
+    torch.testing.assert_close(found, residual / gram.reshape(1, 1, 1, 1))
