@@ -66,7 +66,7 @@ def kernel_std(kernel: Tensor) -> Tensor:
 
 
 def kernel_axes(kernel: Tensor) -> Tensor:
-    """Rms widths `(B, 2)` along the principal axes of the kernel's mass, px, the longer first: of a Gaussian its sigmas.
+    """Rms widths `(B, 2)` along the principal axes of the kernel's mass, px, longer first: of a Gaussian its sigmas.
 
     The roots of the eigenvalues of the covariance of the mass about its centre; a delta has 0 and 0.
     """

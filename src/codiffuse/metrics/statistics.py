@@ -63,8 +63,8 @@ def paired_share(
 ) -> Interval:
     """The mean of `a` as a share of that of `b`, over images scored in both, and its percentile bootstrap interval.
 
-    The share of the means and not the mean of shares: `b` of a single image may be near 0. Images are drawn with both of
-    their numbers. Three NaN where there is no image; an interval means nothing where that of `b` contains 0.
+    The share of the means and not the mean of shares: `b` of a single image may be near 0. Images are drawn with both
+    of their numbers. Three NaN where there is no image; an interval means nothing where that of `b` contains 0.
 
     Args:
         a: one number an image.
