@@ -172,6 +172,14 @@ def test_methods_build(composed, use_tiny_zoo, path):
     assert sampler.num_particles == 3
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_precision_is_that_of_every_prior(composed, use_tiny_zoo, precision):
+    priors = composed("infer", f"precision={precision}")["prior"]
+    built = {name: hydra.utils.instantiate(each) for name, each in priors.items() if each["kind"] == "prior"}
+    assert built.keys() == {"image", "kernel", "tilt"}
+    assert {prior.autocast for prior in built.values()} == {precision == "bfloat16"}
+
+
 @files_of("pipeline")
 def test_pipelines_build_around_a_method(composed, use_tiny_zoo, path):
     plain = composed("infer", *choices_of(path), "num_samples=3", "max_memory=0.5")
