@@ -63,7 +63,7 @@ class Watched(GaussianDenoiser):
 
 
 def test_what_is_taken_over_is_as_noisy_as_the_step():
-    """A factor of one leaves nothing else: x_t = sqrt(alpha_bar) y + sqrt(1 - alpha_bar) z, each step with its own z."""
+    """A factor of one leaves nothing else: x_t = sqrt(alpha_bar) y + sqrt(1 - alpha_bar) z, of another z each step."""
     toy, network, process = blurred_toy(), Watched(0.25), ReverseProcess(20)
     prior = Prior(network, X0Prediction(), LogSigmaTime(), ImageSpace()).frozen()
     ILVR(prior, 1, process)(toy, noise=GeneratorNoise([0]))
