@@ -231,6 +231,15 @@ def test_sources_build(composed, path):
     assert hydra.utils.instantiate(config["data"]).ids == ["astronaut"]
 
 
+@pytest.mark.parametrize("name", ["kolmogorov_tilts", "patch_tilts", "patch_tilts_256", "turbulent"])
+def test_laws_of_tilts_say_the_defaults_of_their_class(name):
+    config = OmegaConf.load(CONF / f"data/{name}.yaml")
+    law = OmegaConf.to_container(config["tilt_law" if name == "turbulent" else "law"])
+    assert len(law) >= 3
+    built = hydra.utils.instantiate(law)
+    assert built == type(built)(size=law["size"])
+
+
 @files_of("callbacks")
 def test_callbacks_build(composed, path):
     for callback in (composed("train", *choices_of(path))["callbacks"] or {}).values():
