@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.exact import GaussianDenoiser
 from codiffuse.guidance.dps import DPS
 from codiffuse.guidance.joint import JointPiGDM
 from codiffuse.methods.base import Measurement
@@ -35,6 +36,7 @@ from codiffuse.spaces import ImageSpace
 IMAGE, DENSITY = (0.5, 0.15), (1.0, 0.25)  # mean and standard deviation of x and of k
 GRID = 801  # points along each axis of the quadrature
 REACH = 6  # standard deviations that it covers
+FAR = 100  # a value beyond it, of x or k, has run away
 SHOWN = 400  # samples in a picture
 RANGES = (0.0, 1.2), (0.0, 2.0)  # of x and k there
 
@@ -76,21 +78,6 @@ class DensitySpace:
         return coordinates.new_full(coordinates.shape[:1], 2 * DENSITY[1])
 
 
-class GaussianDenoiser(nn.Module):
-    """E[x0 | x_t] of x0 ~ N(mean, variance)."""
-
-    in_channels = 1
-
-    def __init__(self, mean: float, variance: float) -> None:
-        super().__init__()
-        self.mean, self.variance = mean, variance
-
-    def forward(self, x_t: Tensor, log_sigma: Tensor) -> Tensor:
-        alpha_bar = (1 / (1 + (log_sigma.double() / 125).exp())).reshape(-1, 1, 1, 1).to(x_t)
-        gain = self.variance * alpha_bar.sqrt() / (1 - alpha_bar + alpha_bar * self.variance)
-        return self.mean + gain * (x_t - alpha_bar.sqrt() * self.mean)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=4000)
@@ -102,18 +89,29 @@ def main() -> None:
     print("| sigma | | mean x | std x | mean k | std k | correlation |\n|---|---|---|---|---|---|---|")
     panels = []
     for sigma in arguments.sigma:
-        show(sigma, "posterior", moments(*quadrature(arguments.y, sigma)))
+        print(row(sigma, "posterior", moments(*quadrature(arguments.y, sigma))), flush=True)
         for name, guidance in guidances().items():
             x, k = samples(guidance, arguments.y, sigma, arguments.samples, arguments.steps)
-            show(sigma, name, moments(x, k))
+            print(row_of_samples(sigma, name, x, k, arguments.steps), flush=True)
             panels.append((f"{name}, sigma = {sigma:g}", sigma, x[:SHOWN], k[:SHOWN]))
     if arguments.plot:
         arguments.plot.write_text(plot(panels, arguments.y))
 
 
-def show(sigma: float, name: str, row: list[float]) -> None:
-    """Prints a row of the table."""
-    print(f"| {sigma:g} | {name} | " + " | ".join(f"{value:.3f}" for value in row) + " |", flush=True)
+def row(sigma: float, name: str, values: list[float]) -> str:
+    """A line of the table."""
+    return f"| {sigma:g} | {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
+
+
+def row_of_samples(sigma: float, name: str, x: Tensor, k: Tensor, steps: int) -> str:
+    """A line of the table; where samples ran away it says so, and why, for their moments would say nothing."""
+    lost = int((~((x.abs() < FAR) & (k.abs() < FAR))).sum())  # NaN is not below either
+    if lost:
+        why = (
+            f"a step along the gradient of a likelihood this narrow is unstable with {steps} steps; take more (--steps)"
+        )
+        return f"| {sigma:g} | {name} | {lost} of {len(x)} samples diverged: {why} | | | | |"
+    return row(sigma, name, moments(x, k))
 
 
 def guidances() -> dict[str, DPS | JointPiGDM]:
@@ -128,8 +126,10 @@ def guidances() -> dict[str, DPS | JointPiGDM]:
 
 def samples(guidance: DPS | JointPiGDM, y: float, sigma: float, count: int, steps: int) -> tuple[Tensor, Tensor]:
     """`(count,)` x and k of BlindDPS."""
-    image = Prior(GaussianDenoiser(2 * IMAGE[0] - 1, (2 * IMAGE[1]) ** 2), X0Prediction(), LogSigmaTime(), ImageSpace())
-    density = Prior(GaussianDenoiser(0.0, 0.25), X0Prediction(), LogSigmaTime(), DensitySpace())
+    image = Prior(
+        GaussianDenoiser((2 * IMAGE[1]) ** 2, 2 * IMAGE[0] - 1, 1), X0Prediction(), LogSigmaTime(), ImageSpace()
+    )
+    density = Prior(GaussianDenoiser(0.25, channels=1), X0Prediction(), LogSigmaTime(), DensitySpace())
     process = ReverseProcess(num_steps=steps, clip="none")
     variable = Variable(density.frozen(), size=1)
     method = BlindDPS(Variable(image.frozen()), {"kernel": variable}, guidance, process, max_retries=0)

@@ -12,9 +12,11 @@ import csv
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from codiffuse.errors import InputError
 from codiffuse.inference.summary import gain
 from codiffuse.metrics.statistics import bootstrap_ci
 
@@ -71,6 +73,21 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     }
 
 
+def read_runs(folders: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """Finished runs of one method and one set of data, of which the seeds alone differ.
+
+    Raises:
+        InputError: a folder without a finished run, or runs that differ otherwise or not at all.
+    """
+    read = [(folder, run) for folder in folders if (run := read_run(folder))]
+    if len(read) < len(folders) or not read:
+        raise InputError(f"Expected finished runs, got {len(folders) - len(read)} folders without a summary.json.")
+    settings = {(run["summary"]["method"], json.dumps(without_seed(run["config"]), sort_keys=True)) for _, run in read}
+    if len(settings) > 1 or len({run["config"]["seed"] for _, run in read}) < len(read):
+        raise InputError("Expected runs of one method and one set of data, each of another seed, got others.")
+    return read
+
+
 def without_seed(settings: Any) -> Any:
     """Settings that runs of one row share; components repeat some of them."""
     if isinstance(settings, dict):
@@ -110,6 +127,11 @@ def per_image(rows: list[dict[str, Any]], name: str) -> list[float]:
         if row.get(name) is not None:
             values[row["id"]].append(row[name])
     return [sum(found) / len(found) for found in values.values()]
+
+
+def by_image(names: Sequence[str], values: Sequence[float]) -> list[float]:
+    """Mean over seeds, for each image in order of its first kernel."""
+    return per_image([{"id": name, "value": value} for name, value in zip(names, values, strict=True)], "value")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The benchmarks of BlindDPS: that they run, and count what they say they count."""
 
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -46,6 +47,28 @@ def test_verdicts():
     broken = make_outcome()
     broken.kernel[0, 0, 0] = torch.nan
     assert stability.verdict(broken) == stability.UNMARKED
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A restorer whose outcome of one seed is not finite, and not marked so."""
+
+    bad: int
+    seed: int = 0
+
+    def __call__(self, samples):
+        found = make_outcome()
+        if self.seed == self.bad:
+            found.image[0, 0, 0] = torch.inf
+        yield found
+
+
+@pytest.mark.parametrize(("bad", "code"), [(1, 1), (7, 0)])
+def test_an_unmarked_failure_is_an_error(bench, monkeypatch, bad, code):
+    monkeypatch.setattr(stability.cli, "restorer_of", lambda plain, method: Restored(bad))
+    ended = bench(stability, "toys", "--runs", 3, "--crop", 40)
+    assert ended.code == code
+    assert ended.out.endswith(f"failed 0, not finite and unmarked {code}\n")
 
 
 @pytest.mark.parametrize(("settings", "networks"), [([], 2), (["operator=turbulence"], 3)])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from programs import QUICK
 from toys import picture
@@ -65,6 +66,16 @@ def test_one_command(experiment, name):
     rows = [row for [row] in runs.values()]
     assert len({row["psnr_measurement"] for row in rows}) == 1
     assert len({row["kernel_mnc"] for row in rows}) == len(rows)  # what is swept acts
+
+
+def test_the_tilts_of_the_table_have_the_published_rms(monkeypatch, tmp_path):
+    """0.41 px over a whole field of 256 px (blind-dps, recorded); those of the benchmark have that of its middle."""
+    monkeypatch.setenv("CODIFFUSE_DATA", str(tmp_path))
+    for name, expected in (("blinddps/turbulence", 0.41), ("bench/bsd100_turbulence", 0.55)):
+        plain, _ = cli.compose_infer({}, [f"experiment={name}"])
+        source = cli.measurements({"data": plain["data"] | {"input": "sample"}})
+        fields = [source.tilt_law(np.random.default_rng(seed)) for seed in range(4)]
+        assert float(torch.stack(fields).std()) == pytest.approx(expected, abs=0.015)
 
 
 @pytest.mark.parametrize("method", ["ilvr", "dps", "blind_dps_paper"])

@@ -172,6 +172,14 @@ def test_methods_build(composed, use_tiny_zoo, path):
     assert sampler.num_particles == 3
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_precision_is_that_of_every_prior(composed, use_tiny_zoo, precision):
+    priors = composed("infer", f"precision={precision}")["prior"]
+    built = {name: hydra.utils.instantiate(each) for name, each in priors.items() if each["kind"] == "prior"}
+    assert built.keys() == {"image", "kernel", "tilt"}
+    assert {prior.autocast for prior in built.values()} == {precision == "bfloat16"}
+
+
 @files_of("pipeline")
 def test_pipelines_build_around_a_method(composed, use_tiny_zoo, path):
     plain = composed("infer", *choices_of(path), "num_samples=3", "max_memory=0.5")
@@ -221,6 +229,15 @@ def test_trainers_are_told_what_lightning_takes(composed, path):
 def test_sources_build(composed, path):
     config = composed("infer", *choices_of(path), "input=sample")
     assert hydra.utils.instantiate(config["data"]).ids == ["astronaut"]
+
+
+@pytest.mark.parametrize("name", ["kolmogorov_tilts", "patch_tilts", "patch_tilts_256", "turbulent"])
+def test_laws_of_tilts_say_the_defaults_of_their_class(name):
+    config = OmegaConf.load(CONF / f"data/{name}.yaml")
+    law = OmegaConf.to_container(config["tilt_law" if name == "turbulent" else "law"])
+    assert len(law) >= 3
+    built = hydra.utils.instantiate(law)
+    assert built == type(built)(size=law["size"])
 
 
 @files_of("callbacks")

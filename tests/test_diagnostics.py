@@ -104,6 +104,16 @@ def test_width_is_that_of_an_axis():
     assert float(consistency.kernel_std(gaussian_kernel(33, 3.0, ratio=3)[None])) == pytest.approx(5**0.5, rel=1e-2)
 
 
+@pytest.mark.parametrize("angle", [0.0, 0.7, 1.57, 2.5])
+def test_widths_along_the_axes_are_those_of_the_gaussian_at_any_angle(angle):
+    gaussians = torch.stack([gaussian_kernel(33, 3.0, ratio=2.0, angle=angle), gaussian_kernel(33, 2.0)])
+    found = consistency.kernel_axes(gaussians)
+    torch.testing.assert_close(found, torch.tensor([[3.0, 1.5], [2.0, 2.0]]).double(), rtol=2e-3, atol=0)
+    torch.testing.assert_close(found.square().sum(1).sqrt(), consistency.kernel_spread(gaussians))
+    assert consistency.kernel_axes(delta(row=2, column=7)).tolist() == [[0, 0]]
+    torch.testing.assert_close(consistency.kernel_axes(line(length=2)), torch.tensor([[0.5, 0.0]]).double())
+
+
 def test_spread_is_the_standard_deviation_of_place():
     assert consistency.kernel_spread(delta(row=2, column=7)) == 0
     assert float(consistency.kernel_spread(line(length=2))) == pytest.approx(0.5)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toys import blurred_toy, gaussian_prior
+from toys import GaussianDenoiser, blurred_toy, gaussian_prior
 
 from codiffuse.errors import InputError
 from codiffuse.methods.base import is_blind
@@ -13,7 +13,10 @@ from codiffuse.methods.steps import ReverseProcess
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.operators.noise import GaussianNoise
 from codiffuse.operators.turbulence import TurbulenceOperator
+from codiffuse.priors.parameterizations import X0Prediction
+from codiffuse.priors.prior import LogSigmaTime, Prior
 from codiffuse.randomness import GeneratorNoise
+from codiffuse.spaces import ImageSpace
 
 PRIOR = gaussian_prior(0.25)  # white: whatever is smooth in a sample comes from the measurement
 
@@ -49,6 +52,29 @@ def test_high_frequencies_are_those_of_the_prior():
 def test_a_factor_of_one_keeps_all():
     toy = blurred_toy()
     torch.testing.assert_close(run(1, toy).raw["x"][:, 0], toy.y, atol=1e-5, rtol=0)
+
+
+class Watched(GaussianDenoiser):
+    """Keeps what it is asked about."""
+
+    def forward(self, x_t, log_sigma):
+        self.seen = [*getattr(self, "seen", []), x_t.detach()]
+        return super().forward(x_t, log_sigma)
+
+
+def test_what_is_taken_over_is_as_noisy_as_the_step():
+    """A factor of one leaves nothing else: x_t = sqrt(alpha_bar) y + sqrt(1 - alpha_bar) z, of another z each step."""
+    toy, network, process = blurred_toy(), Watched(0.25), ReverseProcess(20)
+    prior = Prior(network, X0Prediction(), LogSigmaTime(), ImageSpace()).frozen()
+    ILVR(prior, 1, process)(toy, noise=GeneratorNoise([0]))
+    steps, y = process.schedule().steps(), 2 * toy.y - 1
+    noise = [
+        (x_t - step.alpha_bar**0.5 * y) / (1 - step.alpha_bar) ** 0.5
+        for x_t, step in zip(network.seen[1:], steps[1:], strict=True)
+    ]
+    assert [float(z.std()) for z in noise] == pytest.approx([1] * 19, abs=0.05)
+    assert [float(z.mean()) for z in noise] == pytest.approx([0] * 19, abs=0.08)
+    assert abs(float((noise[0] * noise[1]).mean())) < 0.08
 
 
 def test_the_filter_leaves_what_is_smooth_and_takes_what_is_not():

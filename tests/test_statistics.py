@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from codiffuse.errors import InputError
-from codiffuse.metrics import bootstrap_ci, paired_difference
+from codiffuse.metrics import bootstrap_ci, paired_difference, paired_share
 
 
 def test_interval_equals_scipys_bootstrap():
@@ -48,3 +48,18 @@ def test_pairing_sees_a_difference_that_images_hide():
     assert paired_difference([1.0, None, 3.0], [0.0, 5.0, None]) == (1.0, 1.0, 1.0)
     with pytest.raises(InputError, match="same images"):
         paired_difference([1.0, 2.0], [1.0])
+
+
+def test_a_share_is_that_of_the_means_and_its_interval_is_paired():
+    rng = np.random.default_rng(3)
+    b = rng.gamma(2.0, 2.0, size=40)
+    a = 0.7 * b + rng.normal(0, 0.2, 40)
+    share, lo, hi = paired_share(a, b)
+    assert share == pytest.approx(a.mean() / b.mean())
+    assert lo < share < hi
+    assert hi - lo < 0.05  # the delta method: 2 * 1.96 * std(a - 0.7 b) / (sqrt(n) mean b); unpaired about 0.4
+    assert hi - lo == pytest.approx(2 * 1.96 * (a - share * b).std() / np.sqrt(40) / b.mean(), rel=0.15)
+    assert paired_share([1.0, None, 3.0], [2.0, 5.0, None]) == (0.5, 0.5, 0.5)
+    assert np.isnan(paired_share([None], [1.0])).all()
+    with pytest.raises(InputError, match="same images"):
+        paired_share([1.0, 2.0], [1.0])

@@ -176,12 +176,12 @@ def test_opposite_edges_of_a_kolmogorov_field_do_not_meet():
 @pytest.mark.parametrize(
     ("law", "setting", "message"),
     [
-        (PatchTilts, {"size": (4, 0)}, "one pixel"),
+        (PatchTilts, {"size": (4, 0)}, "tilt field needs at least 1 px"),
         (PatchTilts, {"density": 0}, "density"),
         (PatchTilts, {"patch": -1}, "patch"),
         (PatchTilts, {"strength": (0.4, 0.1)}, "strength"),
         (PatchTilts, {"clip": 0}, "clip"),
-        (KolmogorovTilts, {"size": 0}, "one pixel"),
+        (KolmogorovTilts, {"size": 0}, "at least 1 px"),
         (KolmogorovTilts, {"rms": 0}, "rms"),
         (KolmogorovTilts, {"outer_scale": float("inf")}, "outer_scale"),
         (KolmogorovTilts, {"aperture": -2}, "aperture"),

@@ -16,7 +16,7 @@ from codiffuse.training.datamodules import CountedSampler, image_crops, simulate
 from codiffuse.training.export import export
 from codiffuse.training.kernel_denoiser import KernelDenoiserModule
 from codiffuse.training.run import fit, newest_checkpoint
-from codiffuse.training.score import ScoreModule
+from codiffuse.training.score import VALIDATION_SIGMAS, ScoreModule
 from codiffuse.training.variance import VariationalBound
 
 TRAINER = {
@@ -200,17 +200,19 @@ def test_the_bound_trains_the_variance_alone():
     assert bool((fraction.grad[:2] != 0).all())  # at the last step the two variances are the same
 
 
+LEARNED = {
+    "kind": "prior",
+    "network": SPEC["network"] | {"in_channels": 1, "out_channels": 2},
+    "parameterization": {"name": "EdmPrediction"},
+    "time": {"name": "LogSigmaTime"},
+    "space": {"name": "KernelSpace"},
+    "learned_variance": True,
+}
+
+
 @pytest.mark.parametrize("law", ["log_normal", "uniform_steps"])
 def test_a_learned_variance_is_trained_at_steps_of_the_chain(law):
-    spec = {
-        "kind": "prior",
-        "network": SPEC["network"] | {"in_channels": 1, "out_channels": 2},
-        "parameterization": {"name": "EdmPrediction"},
-        "time": {"name": "LogSigmaTime"},
-        "space": {"name": "KernelSpace"},
-        "learned_variance": True,
-    }
-    module = ScoreModule(spec, noise_law=law)
+    module = ScoreModule(LEARNED, noise_law=law)
     alpha_bar = module.draw_alpha_bar(64, torch.Generator().manual_seed(0))
     chain = linear_schedule().alpha_bar
     assert bool(torch.isin(alpha_bar, chain).all())
@@ -220,6 +222,69 @@ def test_a_learned_variance_is_trained_at_steps_of_the_chain(law):
     loss.mean().backward()
     variance_weights = module.model.network.out[-1].weight.grad[1]
     assert float(variance_weights.abs().sum()) > 0
+
+
+def learned_module(fraction=None):
+    """One whose output is not zero; with a `fraction`, that is its variance fraction everywhere."""
+    torch.manual_seed(0)
+    module = ScoreModule(LEARNED)
+    final = module.model.network.out[-1]
+    torch.nn.init.normal_(final.weight, std=0.3)
+    if fraction is not None:
+        final.weight.data[1], final.bias.data[1] = 0, 2 * fraction - 1
+    return module
+
+
+def test_the_loss_is_the_error_of_the_output_and_once_the_bound_of_its_step():
+    """All of it made again from the network's output: the noise, x0-hat from that output, the step of each sample."""
+    module, steps = learned_module(), torch.tensor([0, 3, 120, 500, 999])
+    chain = linear_schedule()
+    alpha_bar = chain.alpha_bar[steps]
+    kernels = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1)) / 32
+    with torch.no_grad():
+        found = module.loss(kernels, alpha_bar, torch.Generator().manual_seed(2))
+        x0 = module.model.space.encode(kernels)
+        eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2))
+        x_t = add_noise(x0, eps, alpha_bar)
+        output, variance = module.model.output(x_t, alpha_bar).chunk(2, 1)
+        denoised = module.model.denoise(x_t, alpha_bar)
+    error = (output - module.model.parameterization.target(x0, eps, alpha_bar)).square().mean((1, 2, 3))
+    torch.testing.assert_close(denoised.variance_fraction, (variance + 1) / 2)
+    expected = VariationalBound(chain)(x0, x_t, denoised.x0, denoised.variance_fraction, steps)
+    torch.testing.assert_close(found, error + expected)
+    assert float(expected.max()) > 0.1 * float(error.max())  # so that the sum tells its weight
+
+
+def validated(module):
+    """What a validation step logs."""
+    logged = {}
+    module.log = lambda name, value, **_: logged.__setitem__(name, float(value))
+    kernels = torch.stack([RandomPathKernels(9)(np.random.default_rng(seed)) for seed in range(4)])
+    with torch.no_grad():
+        module.validation_step(kernels, 0)
+    return logged
+
+
+def test_a_validation_tells_a_good_variance_from_a_bad_one():
+    """The fraction 0 is beta~: nothing saved. This network's x0-hat is far off, so that at little noise, where beta~ is
+    well below beta, a larger variance pays; one that is far beyond both does not."""
+    known, large, broken = (validated(learned_module(fraction)) for fraction in (0.0, 0.3, 40.0))
+    names = [name for name in known if name.startswith("val/bound_saved")]
+    assert names == [f"val/bound_saved_sigma_{sigma:g}" for sigma in VALIDATION_SIGMAS]
+    assert [known[name] for name in names] == [0] * len(names)
+    assert large["val/bound_saved_sigma_0.02"] > 0.01
+    assert broken["val/bound_saved_sigma_0.02"] < 0
+    for logged in (large, broken):
+        for sigma in VALIDATION_SIGMAS:
+            of = f"sigma_{sigma:g}"
+            saved = known[f"val/bound_{of}"] - logged[f"val/bound_{of}"]
+            assert logged[f"val/bound_saved_{of}"] == pytest.approx(saved, rel=1e-3, abs=1e-5)
+            assert logged[f"val/psnr_{of}"] == known[f"val/psnr_{of}"]  # which does not see it
+
+
+def test_a_prior_without_a_learned_variance_has_no_such_number():
+    spec = LEARNED | {"network": LEARNED["network"] | {"out_channels": 1}, "learned_variance": False}
+    assert not [name for name in validated(ScoreModule(spec)) if "bound" in name]
 
 
 def test_an_unknown_noise_law_is_refused():

@@ -7,8 +7,9 @@ import os
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
+from benchmarks.exact import GaussianDenoiser
 from codiffuse.inference.writers import Outcome
 from codiffuse.methods.base import Measurement, Restoration, StepInfo, restoration
 from codiffuse.methods.steps import delta_kernel
@@ -55,21 +56,6 @@ SHORT_RUN = [
     "pipeline.finish.non_blind.process.num_steps=3",
 ]
 SHORT_RUN_STEPS = 8 * 2 + 1 + 1 + 3
-
-
-class GaussianDenoiser(nn.Module):
-    """E[x0 | x_t] of x0 ~ N(mean, variance I): the network of an exact `X0Prediction` prior."""
-
-    def __init__(self, variance: float, mean: float = 0.0, channels: int = 3) -> None:
-        super().__init__()
-        self.variance, self.mean, self.in_channels = variance, mean, channels
-        self.weight = nn.Parameter(torch.ones(()))
-
-    def forward(self, x_t: Tensor, log_sigma: Tensor) -> Tensor:
-        sigma2 = (log_sigma.double() / 125).exp()
-        alpha_bar = (1 / (1 + sigma2)).reshape(-1, 1, 1, 1).to(x_t)
-        gain = self.variance * alpha_bar.sqrt() / (1 - alpha_bar + alpha_bar * self.variance)
-        return self.mean + self.weight * gain * (x_t - alpha_bar.sqrt() * self.mean)
 
 
 def gaussian_prior(variance: float) -> Prior:

@@ -154,7 +154,7 @@ class SimulatedBlur:
     def load(self, index: int) -> Sample:
         name, input_hash = self.ids[index], self.input_hash(index)  # as above
         picture = self._sources[index].load()
-        kernel = self.law(self._rng(name, "kernel"))
+        kernel = self.true_kernel(name)
         size = tuple(kernel.shape[-2:])
         truth = self._prepare(picture, size)
         params = {"kernel": kernel}
@@ -182,6 +182,10 @@ class SimulatedBlur:
 
     def input_hash(self, index: int) -> str | None:
         return self._sources[index].input_hash()
+
+    def true_kernel(self, name: str) -> Tensor:
+        """`(1, h, w)` that blurs the picture of this name; the picture is not looked at."""
+        return self.law(self._rng(name, "kernel"))
 
     def _rng(self, name: str, purpose: str) -> np.random.Generator:
         return np.random.default_rng(derive_seed(self.seed, name, purpose))

@@ -57,19 +57,20 @@ def residual_correlation(residual: Tensor, max_lag: int = 4, mask: Tensor | None
 
 def kernel_spread(kernel: Tensor) -> Tensor:
     """Root mean square distance of the kernel's mass from its centre of mass, px: 0 for a delta."""
-    mass = kernel.double() / kernel.double().sum((1, 2, 3), keepdim=True)
-    variance = torch.zeros(len(kernel), dtype=torch.float64, device=kernel.device)
-    for others in ((1, 3), (1, 2)):
-        marginal = mass.sum(others)
-        place = torch.arange(marginal.shape[1], dtype=torch.float64, device=kernel.device)
-        mean = (marginal * place).sum(1, keepdim=True)
-        variance += (marginal * (place - mean).square()).sum(1)
-    return variance.sqrt()
+    return _covariance(kernel).diagonal(dim1=1, dim2=2).sum(1).sqrt()
 
 
 def kernel_std(kernel: Tensor) -> Tensor:
     """Rms width of the kernel along an axis, px: the root of half the trace of its covariance, sigma of a Gaussian."""
     return kernel_spread(kernel) / math.sqrt(2)
+
+
+def kernel_axes(kernel: Tensor) -> Tensor:
+    """Rms widths `(B, 2)` along the principal axes of the kernel's mass, px, longer first: of a Gaussian its sigmas.
+
+    The roots of the eigenvalues of the covariance of the mass about its centre; a delta has 0 and 0.
+    """
+    return torch.linalg.eigvalsh(_covariance(kernel)).flip(1).clamp_min(0).sqrt()  # rounding can leave -1e-17
 
 
 def agreement(kernels: Tensor) -> Tensor:
@@ -122,6 +123,16 @@ def clipped_share(y: Tensor) -> Tensor:
     white = (y >= 1 - HALF_LEVEL) & (y.amax((1, 2, 3), keepdim=True) <= 1 + HALF_LEVEL)
     black = (y <= HALF_LEVEL) & (y.amin((1, 2, 3), keepdim=True) >= -HALF_LEVEL)
     return (white | black).any(1).double().mean((1, 2))
+
+
+def _covariance(kernel: Tensor) -> Tensor:
+    """`(B, 2, 2)`, rows first, of the kernel's mass about its centre, px^2."""
+    mass = (kernel.double() / kernel.double().sum((1, 2, 3), keepdim=True))[:, 0]
+    down, right = (torch.arange(side, dtype=torch.float64, device=kernel.device) for side in mass.shape[-2:])
+    down = down[:, None] - (mass.sum(2) @ down)[:, None, None]
+    right = right - (mass.sum(1) @ right)[:, None, None]
+    parts = [(mass * a * b).sum((1, 2)) for a, b in ((down, down), (down, right), (down, right), (right, right))]
+    return torch.stack(parts, 1).reshape(-1, 2, 2)
 
 
 def _weights(image: Tensor, mask: Tensor | None) -> Tensor:

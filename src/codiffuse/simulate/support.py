@@ -1,4 +1,4 @@
-"""The support of a kernel: its size, its normalisation, and where its centre lies.
+"""The support of what is simulated: its size, and of a kernel its normalisation and where its centre lies.
 
 A kernel is a float32 tensor `(1, h, w)`, non-negative, with sum 1; its centre is the pixel `(h // 2, w // 2)`.
 """
@@ -12,11 +12,15 @@ from codiffuse.errors import InputError
 Size = int | tuple[int, int]
 
 
-def sides(size: Size) -> tuple[int, int]:
-    """Height and width of a kernel given as one side (square) or as `(h, w)`; InputError below 3 px."""
+def sides(size: Size, what: str = "kernel", least: int = 3) -> tuple[int, int]:
+    """Height and width of a kernel, or of a tilt field, given as one side (square) or as `(h, w)`.
+
+    Raises:
+        InputError: a side below `least` px.
+    """
     h, w = (size, size) if isinstance(size, int | np.integer) else size
-    if min(h, w) < 3:
-        raise InputError(f"a kernel needs at least 3 pixels a side, got size={size}: enlarge it")
+    if min(h, w) < least:
+        raise InputError(f"a {what} needs at least {least} px a side, got size={size}: enlarge it")
     return h, w
 
 

@@ -11,9 +11,8 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-from codiffuse.errors import InputError
 from codiffuse.fourier import fast_shape
-from codiffuse.simulate.support import Size, check_positive
+from codiffuse.simulate.support import Size, check_positive, sides
 
 REFERENCE_AREA = 256**2  # px, of which the density of patches is told
 SMOOTHING_RADIUS, SMOOTHING_STD = 3, 1.0  # px, of the Gaussian in BlindDPS: 7 x 7
@@ -150,10 +149,7 @@ def _smooth(field: np.ndarray) -> np.ndarray:
 
 def _sides(size: Size) -> tuple[int, int]:
     """Height and width of a field given as one side (square) or as `(H, W)`."""
-    height, width = (size, size) if isinstance(size, int | np.integer) else size
-    if min(height, width) < 1:
-        raise InputError(f"a tilt field needs at least one pixel a side, got size={size}: enlarge it")
-    return height, width
+    return sides(size, "tilt field", least=1)
 
 
 def _as_field(field: np.ndarray) -> Tensor:
