@@ -273,6 +273,15 @@ def test_centring_cuts_off_what_leaves_the_support():
     assert torch.equal(centre_kernel(far_right), gaussian_kernel(9, 0.01))
 
 
+def test_a_centre_of_mass_between_two_pixels_comes_to_rest():
+    """Rounding errors put it on either side of the half pixel, from where it was once moved to and fro for ever."""
+    assert_is_kernel(RandomPathKernels(33)(np.random.default_rng((0, 84271))), 33, 33)
+    pair = torch.zeros(1, 9, 9)
+    for columns in ((3, 4), (4, 5)):
+        kernel = pair.index_fill(2, torch.tensor(columns), 1 / 18)
+        torch.testing.assert_close(centre_kernel(kernel), kernel)
+
+
 def test_centring_can_be_switched_off():
     plain = RandomPathKernels(33, centred=False)(np.random.default_rng(5))
     rng = np.random.default_rng(5)

@@ -10,6 +10,7 @@ from torch import Tensor
 from codiffuse.errors import InputError
 
 Size = int | tuple[int, int]
+HALF_TOLERANCE = 1e-5  # px: far above the rounding errors of a centre of mass
 
 
 def sides(size: Size, what: str = "kernel", least: int = 3) -> tuple[int, int]:
@@ -53,7 +54,8 @@ def centre_kernel(kernel: Tensor) -> Tensor:
     """Shift a kernel `(1, h, w)` by whole pixels until its centre of mass is within half a pixel of the centre pixel.
 
     Nothing wraps around: what is shifted over the border is cut off and the rest scaled back to sum 1. A cut moves the
-    centre of mass again, hence the loop; it ends because each further round cuts off at least one more pixel.
+    centre of mass again, hence the loop; it ends because each further round cuts off at least one more pixel, and
+    because half a pixel, which rounding errors put on either side of the limit, is as good on either side.
     """
     while (offset := _centre_offset(kernel)) != (0, 0):
         kernel = _shift(kernel, *offset)
@@ -67,7 +69,11 @@ def _centre_offset(kernel: Tensor) -> tuple[int, int]:
     mass = kernel[0].double() / kernel.double().sum()
     row = mass.sum(1) @ torch.arange(h, dtype=torch.float64)
     column = mass.sum(0) @ torch.arange(w, dtype=torch.float64)
-    return round(h // 2 - float(row)), round(w // 2 - float(column))
+    return _whole(h // 2 - float(row)), _whole(w // 2 - float(column))
+
+
+def _whole(offset: float) -> int:
+    return 0 if abs(offset) <= 0.5 + HALF_TOLERANCE else round(offset)
 
 
 def _shift(kernel: Tensor, down: int, right: int) -> Tensor:
