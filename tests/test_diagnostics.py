@@ -278,6 +278,17 @@ def test_what_every_photograph_leaves_unexplained_raises_no_flag(level, raised):
     assert found.features["residual_ratio"] == pytest.approx(math.hypot(level, 0.5 / 255) / (0.5 / 255), rel=0.01)
 
 
+def test_a_smooth_picture_is_not_taken_for_blurred():
+    """Its result looks blurred; but the blur found is about as wide as the measurement looks blurred."""
+    operator = BlurOperator()
+    smooth = operator(photograph(128)[None], kernel=gaussian_kernel(33, std=0.7)[None])
+    long = line(33, length=33, row=16, left=0)
+    y = (operator(smooth, kernel=long) + 0.01 * white(*smooth.shape).float())[0]
+    found = diagnose(y, smooth[0], long[0], 0.01, operator)
+    assert found.features["remaining_spread"] > diagnostics.MAX_REMAINING_SPREAD
+    assert "still_blurred" not in found.flags
+
+
 def test_flags_are_plain_sentences():
     assert all(text[0].isupper() and text.endswith(".") and len(text) < 120 for text in FLAGS.values())
 
