@@ -30,7 +30,7 @@ FLAGS: dict[str, str] = {
     "residual_too_large": "Picture and blur together do not explain the measurement; something else happened to it.",
     "restarts_disagree": "Runs from different starts found different blurs, so the one shown is uncertain.",
     "residual_not_white": "What is left unexplained has structure, so the blur found is probably not quite right.",
-    "still_blurred": "The result still looks blurred: the blur may be longer than what was found, or the picture never sharp.",
+    "still_blurred": "The result still looks blurred: the blur may be longer than was found, or the picture soft.",
     "kernel_at_border": "The blur reaches the edge of the space it was given; try a larger kernel_size.",
     "texture_poor": "The picture shows too little detail above the noise to tell how it was blurred.",
     "blur_not_uniform": "The blur differs from place to place, and one kernel cannot undo it everywhere.",
