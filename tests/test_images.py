@@ -6,6 +6,7 @@ import warnings
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -240,7 +241,10 @@ def test_a_transparent_colour_of_an_rgb_png_is_white(tmp_path, rgb):
     [
         ("CMYK", ".tif", (255, 0, 0, 0), (0, 1, 1)),
         ("CMYK", ".jpg", (0, 255, 255, 0), (1, 0, 0)),
-        ("YCbCr", ".tif", (255, 128, 128), (1, 1, 1)),
+        pytest.param(
+            *("YCbCr", ".tif", (255, 128, 128), (1, 1, 1)),
+            marks=pytest.mark.skipif(PIL.__version__ < "13", reason="before Pillow 13 such a file cannot be read"),
+        ),
         ("LAB", ".tif", (138, 128, 128), (0.508, 0.508, 0.508)),  # L* = 54.1 is the middle of sRGB
     ],
 )
