@@ -166,7 +166,7 @@ def report(kernels: Kernels) -> list[str]:
         f"median relative error of the width: {width_errors(kernels.found, kernels.true)}",
         f"  of the best constant kernel:      {width_errors([constant] * len(scores), kernels.true)}",
     ]
-    gains = per_image([{"id": row["id"], "gain": gain(row)} for row in kernels.rows], "gain")
+    gains = by_image(kernels.names, [gain(row) for row in kernels.rows])
     if gains:
         lines.append(f"gain, dB {verdict(bootstrap_ci(gains))}, {len(gains)} images")
     tilted = [row for row in kernels.rows if row.get("tilt_epe") is not None]

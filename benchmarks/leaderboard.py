@@ -129,7 +129,7 @@ def per_image(rows: list[dict[str, Any]], name: str) -> list[float]:
     return [sum(found) / len(found) for found in values.values()]
 
 
-def by_image(names: Sequence[str], values: Sequence[float]) -> list[float]:
+def by_image(names: Sequence[str], values: Sequence[float | None]) -> list[float]:
     """Mean over seeds, for each image in order of its first kernel."""
     return per_image([{"id": name, "value": value} for name, value in zip(names, values, strict=True)], "value")
 

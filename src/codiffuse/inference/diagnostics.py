@@ -174,7 +174,7 @@ def _features(
     y: Tensor, image: Tensor, kernel: Tensor, sigma: float, operator: BlurOperator, mask: Tensor | None
 ) -> dict[str, Tensor]:
     size, level = tuple(kernel.shape[-2:]), torch.tensor([sigma], device=y.device)
-    mask = None if mask is None else mask[None]
+    unbatched, mask = mask, None if mask is None else mask[None]
     frame, seen, seen_mask = image, y, mask
     if image.shape[-2:] == operator.image_shape(tuple(y.shape[-2:]), kernel_size=size):
         frame = operator.crop_to_frame(image, kernel_size=size)
@@ -189,8 +189,7 @@ def _features(
     residual = seen - operator(image, kernel=kernel)
     correlation = consistency.residual_correlation(residual, mask=seen_mask)
     unexplained = consistency.residual_ratio(residual, torch.full_like(level, _tolerated(sigma)), seen_mask)
-    spread = consistency.kernel_spread(kernel)
-    expected = expected_spread(y[0], sigma, None if mask is None else mask[0])
+    spread, expected = consistency.kernel_spread(kernel), expected_spread(y[0], sigma, unbatched)
     return {
         "residual_ratio": consistency.residual_ratio(residual, level, seen_mask),
         "residual_correlation": correlation,
@@ -201,7 +200,7 @@ def _features(
         "relative_spread": spread / (expected + OFFSET),  # of the blur found over that which the spectrum suggests
         "remaining_spread": torch.tensor(expected_spread(frame[0], RESULT_SIGMA)),
         "kernel_pixels": kernel_pixels(kernel),
-        "texture": torch.tensor(texture(y[0], sigma, None if mask is None else mask[0])),
+        "texture": torch.tensor(texture(y[0], sigma, unbatched)),
         "sharpening": consistency.sharpening(frame, y, level, mask),
         "sparsity_before": consistency.gradient_sparsity(y, mask),
         "sparsity_after": consistency.gradient_sparsity(frame, mask),

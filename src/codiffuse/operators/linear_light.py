@@ -90,8 +90,7 @@ class LinearLightBlur(BlurOperator):
             projected = weight * fourier.convolve(gain * transposed(v), kernel, self.boundary)
             return over_batch(r2, v) * projected + over_batch(sigma2, v) * v
 
-        # J J^T is about s K K^T s, where s = 1 / balance compares the slopes under the kernel with that at y.
-        balance = slope(y) / fourier.convolve(gain.square(), kernel, self.boundary).clamp_min(TOE_SLOPE**2).sqrt()
+        balance = self._balance(slope(y), gain, kernel)
         divide = self._inverse_spectrum(residual, r2, sigma2, kernel)
         return transposed(self._iterate(gram, residual, lambda v: kept * balance * divide(balance * v)))
 
@@ -121,10 +120,14 @@ class LinearLightBlur(BlurOperator):
             varied = varied + over_batch(r2["kernel"], v) * fourier.convolve(light, change, self.boundary)
             return kept * varied / at_y + over_batch(sigma2, v) * v
 
-        # As in `guidance_direction`; next to a pixel B is about s times the blur of the picture l(x) / l'(x).
-        balance = at_y / fourier.convolve(gain.square(), kernel, self.boundary).clamp_min(TOE_SLOPE**2).sqrt()
+        balance = self._balance(at_y, gain, kernel)
+        # Next to a pixel B is about s times the blur of the picture l(x) / l'(x).
         divide = self._inverse_joint_spectrum(residual, r2, sigma2, light / gain, kernel)
         return self._iterate(gram, kept * residual, lambda v: kept * balance * divide(balance * v), axes=3)
+
+    def _balance(self, at_y: Tensor, gain: Tensor, kernel: Tensor) -> Tensor:
+        """1 / s, where J J^T is about s K K^T s: s compares the slopes under the kernel with those at y."""
+        return at_y / fourier.convolve(gain.square(), kernel, self.boundary).clamp_min(TOE_SLOPE**2).sqrt()
 
     def normal_equations(
         self,
