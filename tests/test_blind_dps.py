@@ -92,6 +92,18 @@ def test_sparsity_acts_before_the_kernel_is_normalised(penalty):
     assert bool((with_["kernel"] < without["kernel"]).all())  # guidance goes along it, so every value falls
 
 
+def test_a_cut_chain_starts_from_the_measurement_and_the_mean_kernel():
+    """Its last step alone, with hardly any guidance: what comes out is what it started from."""
+    toy, nudge = blurred_toy(2), DPS(scale=1e-6)
+    found = run(blind(nudge, process=ReverseProcess(1, start=0.001)), toy, seeds=(0, 1))
+    torch.testing.assert_close(found.image, toy.y, atol=0.05, rtol=0)
+    flat = torch.full((2, 1, 7, 7), 1 / 49)
+    torch.testing.assert_close(found.params["kernel"], flat, atol=0.005, rtol=0)
+    uniform = Variable(space=KernelSpace(), size=7)  # which has no mean: it starts from noise
+    found = run(blind(nudge, uniform, process=ReverseProcess(1, start=0.001)), toy, seeds=(0, 1))
+    assert float(found.params["kernel"].std()) > 0.01
+
+
 def line_prior() -> Prior:
     """A prior that knows the toy's kernel up to a few percent."""
     known = KernelSpace().encode(blurred_toy().known["kernel"])

@@ -12,7 +12,6 @@ from codiffuse.guidance.dps import DPS
 from codiffuse.guidance.joint import JointPiGDM
 from codiffuse.guidance.pigdm import PiGDM
 from codiffuse.methods.blind_dps import BlindDPS
-from codiffuse.methods.steps import ReverseProcess
 from codiffuse.methods.variables import Variable
 from codiffuse.spaces import ImageSpace, TiltSpace
 
@@ -113,7 +112,6 @@ def fields() -> Variable:
         (lambda: blind(num_particles=0), "num_particles >= 1"),
         (lambda: blind(num_particles=1.5), "num_particles >= 1, a whole number, got 1.5"),
         (lambda: blind(kernel_crop=2.5), "kernel_crop >= 1, a whole number, got 2.5"),
-        (lambda: blind(process=ReverseProcess(20, start=0.5)), r"pure noise .* got process\.start=0\.5"),
         (lambda: blind(PiGDM()), "guidance of all unknowns, got PiGDM"),
         (lambda: blind(kernel=Variable(gaussian_kernel_prior())), "a size of the kernel, got none"),
         (lambda: BlindDPS(Variable(space=ImageSpace()), {"kernel": kernels()}), "a prior of the image, got none"),

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_joint_gram import covariance_of_both
 from test_operators import EXACT, IMAGE_SIZE, R2, SIGMA2, dense_image_matrix, random_kernel, random_mask
 from toys import blurred_toy, tiny_prior
 
@@ -79,9 +80,14 @@ def test_the_joint_gram_is_that_of_the_derivatives(boundary, masked):
             lambda x, k: operator(x, kernel=k).flatten(), (image[b : b + 1], kernel[b : b + 1])
         )
         kept = torch.ones(len(J), dtype=torch.bool) if mask is None else mask[b].expand_as(residual[b]).flatten() > 0
-        J, B = J.flatten(1)[kept], B.flatten(1)[kept]
-        gram = r2["image"][b] * J @ J.T + r2["kernel"][b] * B @ B.T + SIGMA2[b] * torch.eye(len(J), dtype=J.dtype)
-        expected = torch.linalg.solve(gram, residual[b].flatten()[kept])
+        J, B, Z = J.flatten(1), B.flatten(1), torch.eye(12).double() - 1 / 12  # the kernel's sum is known
+        gram = r2["image"][b] * J @ J.T + r2["kernel"][b] * B @ Z @ B.T + SIGMA2[b] * torch.eye(len(J), dtype=J.dtype)
+        # Of the product of both errors: blurred light over the slope at y, as if the slope at x were its RMS there.
+        k, x = kernel[b : b + 1], image[b : b + 1]
+        scale = (BlurOperator(boundary)(slope(x).square(), kernel=k).sqrt() / slope(operator(x, kernel=k))).flatten()
+        of_both = covariance_of_both(operator, x, k, Z)
+        gram = gram + r2["image"][b] * r2["kernel"][b] * scale[:, None] * of_both * scale
+        expected = torch.linalg.solve(gram[kept][:, kept], residual[b].flatten()[kept])
         torch.testing.assert_close(found[b].flatten()[kept], expected, rtol=1e-7, atol=1e-7)
         assert not bool(found[b].flatten()[~kept].any())
 

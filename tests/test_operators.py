@@ -357,31 +357,3 @@ def test_cuda_agrees_with_the_cpu(boundary):
         return direction.cpu(), equations.prepare(torch.ones_like(R2).to(device))(kernel.to(device)).cpu()
 
     torch.testing.assert_close(run("cuda"), run("cpu"))
-
-
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("boundary", ["circular", "unknown", "reflect", "zero"])
-def test_the_joint_gram_matrix_is_solved(boundary, masked):
-    """Against the dense matrix r_x^2 A A^T + r_k^2 B B^T + sigma^2 I, in float64."""
-    generator = torch.Generator().manual_seed(3)
-
-    def random(*shape):
-        return torch.rand(*shape, generator=generator, dtype=torch.float64)
-
-    operator = BlurOperator(boundary, cg_iterations=200, cg_tolerance=1e-10)
-    # A closed form is exact for a kernel as large as the picture.
-    size = (6, 8) if boundary == "circular" and not masked else (3, 4)
-    image, kernel = random(1, 2, *operator.image_shape((6, 8), kernel_size=size)), random(1, 1, *size)
-    mask = (random(1, 1, 6, 8) > 0.3).double() if masked else None
-    r_x2, r_k2, sigma2 = (torch.tensor([value], dtype=torch.float64) for value in (0.3, 0.2, 0.1))
-    of_image = torch.autograd.functional.jacobian(lambda x: operator(x, kernel=kernel), image).reshape(96, -1)
-    of_kernel = torch.autograd.functional.jacobian(lambda k: operator(image, kernel=k), kernel).reshape(96, -1)
-    gram = 0.3 * of_image @ of_image.T + 0.2 * of_kernel @ of_kernel.T + 0.1 * torch.eye(96, dtype=torch.float64)
-    residual = random(1, 2, 6, 8)
-    kept = torch.ones(96, dtype=torch.bool) if mask is None else mask.expand(1, 2, 6, 8).flatten() > 0
-    expected = torch.zeros(96, dtype=torch.float64)
-    expected[kept] = torch.linalg.solve(gram[kept][:, kept], residual.flatten()[kept])
-    found = operator.solve_joint_gram(
-        residual, {"image": r_x2, "kernel": r_k2}, sigma2, image=image, kernel=kernel, mask=mask
-    )
-    torch.testing.assert_close(found.flatten(), expected, atol=1e-6, rtol=1e-6)

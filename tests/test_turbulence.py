@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_joint_gram import covariance_of_both
 from test_operators import IMAGE_SIZE, KERNEL_SIZES, dense_image_matrix, randn, random_kernel
 
 from codiffuse.errors import InputError
@@ -189,10 +190,11 @@ def test_joint_gram_is_close_to_the_dense_one(order, tolerance):
     derivatives = torch.autograd.functional.jacobian(
         lambda x, k, phi: operator(x, kernel=k, tilt=phi), (image, kernel, tilt)
     )
-    parts = [
-        value * D.reshape(144, -1) @ D.reshape(144, -1).T for value, D in zip(r2.values(), derivatives, strict=True)
-    ]
-    gram = sum(parts) + SIGMA2 * torch.eye(144, dtype=torch.float64)
+    A, B, C = (D.reshape(144, -1) for D in derivatives)
+    Z = torch.eye(9, dtype=torch.float64) - 1 / 9  # the kernel's sum is known
+    of_both = covariance_of_both(operator, image, kernel, Z, tilt=tilt)
+    gram = 0.01 * A @ A.T + 0.001 * B @ Z @ B.T + 1e-5 * of_both + 0.5 * C @ C.T
+    gram = gram + SIGMA2 * torch.eye(144, dtype=torch.float64)
     residual = torch.linalg.cholesky(gram) @ randn(144, 1, seed=6)
     expected = torch.linalg.solve(gram, residual)[:, 0]
 

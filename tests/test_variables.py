@@ -9,7 +9,7 @@ from toys import blurred_toy, gaussian_kernel_prior
 from codiffuse.errors import InputError
 from codiffuse.guidance.coupled import Estimates
 from codiffuse.guidance.dps import DPS
-from codiffuse.guidance.joint import JointPiGDM
+from codiffuse.guidance.joint import JointPiGDM, PowerLaw
 from codiffuse.guidance.pigdm import PiGDM
 from codiffuse.methods.steps import ReverseProcess, learned_log_variance
 from codiffuse.methods.variables import L0Penalty, L1Penalty, Variable
@@ -123,7 +123,7 @@ def test_unknowns_of_any_spread():
     assert STEP.gaussian_variance(1e9) == pytest.approx(expected, rel=1e-6)
     guidance = JointPiGDM({"tilt": math.inf}, data_unit={"tilt": 2.5})
     unit = torch.full((2,), 0.5)
-    torch.testing.assert_close(guidance.variance("tilt", STEP, unit), torch.full((2,), 0.25 * expected))
+    torch.testing.assert_close(guidance.covariance("tilt", STEP, unit), torch.full((2,), 0.25 * expected))
 
 
 def test_l0_counts_what_exceeds_its_width():
@@ -152,6 +152,8 @@ def test_l0_counts_what_exceeds_its_width():
         (lambda: JointPiGDM({"image": 0.25}, zeta="two"), "zeta"),
         (lambda: JointPiGDM({"image": -1}), r"data_variance\.image .* got -1"),
         (lambda: JointPiGDM({"image": float("nan")}), r"data_variance\.image"),
+        (lambda: JointPiGDM({"kernel": PowerLaw()}), r"data_variance\.kernel .* PowerLaw"),
+        (lambda: PowerLaw(amplitude=-1), r"amplitude of the image's spectrum, got -1"),
         (lambda: JointPiGDM({"kernel": "a"}), r"data_variance\.kernel .* got 'a'"),
         (lambda: JointPiGDM({"tilt": 0.1}, data_unit={"tilt": 0}), r"data_unit\.tilt .* got 0"),
         (lambda: PiGDM("vp", data_variance=0), "data_variance > 0"),

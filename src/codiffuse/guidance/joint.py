@@ -1,12 +1,13 @@
 """Guidance of all unknowns of a blind problem at once: PiGDM for image and operator together.
 
 PiGDM (Song et al. 2023) takes p(x0 | x_t) as N(x0-hat, r_t^2 I). With the parameters of the operator treated alike, y
-is to first order Gaussian about A(x0-hat, k0-hat) with the covariance
+is about Gaussian around A(x0-hat, k0-hat) with the covariance
 
-    S = r_x^2 A A^T + r_k^2 B B^T + sigma^2 I,
+    S = A R A^T + r_k^2 B B^T + (that of the product of both errors) + sigma^2 I,
 
 where A and B are the derivatives of the measurement in the image and in the kernel. S discounts what an error of either
-could explain, so that neither is pulled to mend the other's. DPS, which BlindDPS takes, has S ~ I.
+could explain, so that neither is pulled to mend the other's. DPS, which BlindDPS takes, has S ~ I. R is r_t^2 I, or that
+of pictures, whose neighbouring pixels are alike (`PowerLaw`): what x_t leaves open is then mostly fine detail.
 """
 
 from __future__ import annotations
@@ -16,11 +17,54 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from codiffuse.errors import InputError
+from codiffuse.fourier import Size
 from codiffuse.guidance.coupled import Estimates
+from codiffuse.operators.covariance import Covariance, Stationary
 from codiffuse.schedule import Step
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """Natural images as a stationary Gaussian process: the power `amplitude` |f|^-`exponent` at each frequency.
+
+    The defaults were fitted to the brightness of photographs in [-1, 1] units (docs/methods.md).
+
+    Attributes:
+        amplitude: power at one cycle a pixel.
+        exponent: how fast it falls.
+        lowest: cycles a pixel, below which it is constant: pictures have an end.
+    """
+
+    amplitude: float = 0.0037
+    exponent: float = 2.5
+    lowest: float = 0.004
+
+    def __post_init__(self) -> None:
+        for name in ("amplitude", "exponent", "lowest"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise InputError(
+                    f"Expected a number > 0 for {name} of the image's spectrum, got {value!r}; set "
+                    f"method.guidance.data_variance.image.{name}=."
+                )
+
+    def power(self, grid: Size, device: torch.device) -> Tensor:
+        """`(H, W // 2 + 1)`, on the half spectrum of `rfft2`, float64."""
+        rows = torch.fft.fftfreq(grid[0], dtype=torch.float64, device=device)[:, None]
+        columns = torch.fft.rfftfreq(grid[1], dtype=torch.float64, device=device)
+        return self.amplitude * torch.hypot(rows, columns).clamp_min(self.lowest) ** -self.exponent
+
+
+def _stationary(law: PowerLaw, step: Step, unit: Tensor) -> Stationary:
+    def power(grid: Size) -> Tensor:
+        r2 = step.gaussian_variance(law.power(grid, unit.device)).to(unit)
+        return unit.square().reshape(-1, 1, 1, 1) * r2
+
+    return Stationary(power)
 
 
 @dataclass(frozen=True)
@@ -30,13 +74,13 @@ class JointPiGDM:
     Attributes:
         data_variance: v > 0 of each unknown in its diffusion coordinates: r_t^2 = (1 - alpha_bar) v / (1 - alpha_bar +
             alpha_bar v), the posterior variance of Gaussian data of that variance; infinite: (1 - alpha_bar) /
-            alpha_bar.
+            alpha_bar. Of the image also a `PowerLaw`: the same at each frequency.
         zeta: factor on the gradient: `sqrt_alpha_bar` (Fast EM) or `one` (theory).
         data_unit: of unknowns whose priors differ in the unit of their coordinates, such as tilts, the unit (px) that
             `data_variance` is meant in; that of the prior at hand where it is left out.
     """
 
-    data_variance: Mapping[str, float]
+    data_variance: Mapping[str, float | PowerLaw]
     zeta: Literal["sqrt_alpha_bar", "one"] = "sqrt_alpha_bar"
     data_unit: Mapping[str, float] = field(default_factory=dict)
 
@@ -45,14 +89,16 @@ class JointPiGDM:
             raise InputError(f"Expected zeta sqrt_alpha_bar or one, got {self.zeta!r}.")
         for setting in ("data_variance", "data_unit"):
             for name, value in getattr(self, setting).items():
+                if setting == "data_variance" and name == "image" and isinstance(value, PowerLaw):
+                    continue
                 if not isinstance(value, int | float) or not value > 0:
                     raise InputError(
                         f"Expected a number > 0 for {setting}.{name} of joint PiGDM, got {value!r}; set "
                         f"method.guidance.{setting}.{name}=."
                     )
 
-    def variance(self, name: str, step: Step, unit: Tensor) -> Tensor:
-        """r_t^2 `(N,)` of an unknown in its values' units; `unit` `(N,)` is that of its coordinates.
+    def covariance(self, name: str, step: Step, unit: Tensor) -> Covariance:
+        """r_t^2 of an unknown in its values' units, `(N,)` where it is white; `unit` `(N,)` is that of its coordinates.
 
         Raises:
             InputError: its variance is not given.
@@ -63,6 +109,8 @@ class JointPiGDM:
                 f"set method.guidance.data_variance.{name}=."
             )
         data_variance = self.data_variance[name]
+        if isinstance(data_variance, PowerLaw):
+            return _stationary(data_variance, step, unit)
         if name in self.data_unit:
             data_variance = data_variance * (self.data_unit[name] / unit).square()
         return step.gaussian_variance(data_variance) * unit.square()
@@ -75,7 +123,7 @@ class JointPiGDM:
             variance: of the noise of each pixel; its mean is taken.
             at: the estimates.
         """
-        r2 = {name: self.variance(name, at.step, at.units[name]) for name in at.values}
+        r2 = {name: self.covariance(name, at.step, at.units[name]) for name in at.values}
         return at.operator.solve_joint_gram(residual, r2, variance.mean((1, 2, 3)), **at.values, mask=at.mask)
 
     def x0_shift(self, gradient: Tensor, step: Step) -> Tensor:

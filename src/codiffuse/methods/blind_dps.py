@@ -16,11 +16,11 @@ from codiffuse.guidance.dps import DPS
 from codiffuse.guidance.joint import JointPiGDM
 from codiffuse.methods.base import Callback, Measurement, Restoration, StepInfo, choose
 from codiffuse.methods.samples import IMAGE, close, fold
-from codiffuse.methods.steps import ReverseProcess, check_counts, check_kernel_fits, lift, part_of_run
+from codiffuse.methods.steps import ReverseProcess, check_counts, check_kernel_fits, lift, noisy, part_of_run
 from codiffuse.methods.variables import Variable
 from codiffuse.operators.operator import Operator, support
 from codiffuse.randomness import NoiseSource
-from codiffuse.schedule import Step
+from codiffuse.schedule import Schedule, Step, linear_schedule
 from codiffuse.spaces import ImageSpace, KernelSpace, TiltSpace
 
 KINDS = {IMAGE: ImageSpace, "kernel": KernelSpace, "tilt": TiltSpace}  # whose coordinates these are
@@ -35,7 +35,8 @@ class BlindDPS:
         image: the image and its prior.
         parameters: those of the operator, by its names for them, such as `kernel`; each with its own prior.
         guidance: approximation of the gradients of log p(y | x_t, k_t) (Theorem 1).
-        process: the reverse chain, of all variables; a whole one, from pure noise.
+        process: the reverse chain, of all variables. A cut one (`start` < 1) begins with noisy versions of the
+            measurement and of the mean of each parameter's prior.
         num_particles: n samples an image, each with its own parameters.
         kernel_crop: side of the centre of each kernel that is kept in the end, px, where kernels are smaller than those
             that the prior knows (Fig. 5); `None` keeps all.
@@ -62,11 +63,6 @@ class BlindDPS:
             raise InputError(
                 f"Expected guidance of all unknowns, got {type(self.guidance).__name__}; use "
                 "guidance@method.guidance=joint_pigdm or dps."
-            )
-        if self.process.start != 1:
-            raise InputError(
-                f"Expected a chain from pure noise for BlindDPS, whose parameters have nothing else to start from, got "
-                f"process.start={self.process.start}; leave it out."
             )
         self._check_variables()
 
@@ -145,10 +141,13 @@ class BlindDPS:
         variables = {IMAGE: self.image, **self.parameters}
         shapes = self._shapes(measurement)
         folded = fold(replace(measurement, y=y), n)
-        steps = self.process.schedule().steps()
+        schedule = self.process.schedule()
+        steps = schedule.steps()
 
         # BlindDPS, Alg. 1, line 1: x_N, k_N ~ N(0, I).
         x_t = {name: _draw(noise, f"{name}/init", shapes[name], y) for name in variables}
+        if self.process.start < 1:
+            x_t = self._cut_start(x_t, self.image.coordinates.encode(folded.y), schedule)
         for number, step in enumerate(steps, 1):
             # Lines 3-6: scores and x0-hat, of each variable by its own network.
             denoised = {
@@ -172,6 +171,16 @@ class BlindDPS:
         values = {name: variables[name].coordinates.decode(value) for name, value in x_t.items()}
         found = close(measurement, values, n, number, self.kernel_crop)
         return replace(found, step_factor=torch.full((len(y),), factor, device=y.device))
+
+    def _cut_start(self, x_T: Mapping[str, Tensor], y: Tensor, schedule: Schedule) -> dict[str, Tensor]:
+        """Where a cut chain starts; what has no prior still starts from noise."""
+        first = linear_schedule().steps()[0]
+        found = {IMAGE: noisy(y, x_T[IMAGE], schedule)}
+        for name, variable in self.parameters.items():
+            # Of pure noise, a denoiser makes the mean of its prior.
+            mean = None if variable.prior is None else variable.denoise(x_T[name], first, clip=True)[0]
+            found[name] = x_T[name] if mean is None else noisy(mean, x_T[name], schedule)
+        return found
 
     def _gradients(
         self, data: Measurement, variables: Mapping[str, Variable], x0: Mapping[str, Tensor], step: Step

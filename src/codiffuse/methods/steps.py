@@ -160,14 +160,17 @@ def start_particles(
         noise: asked for `init`.
     """
     x_T = noise.normal("init", shape, start)
-    if process.start == 1:
-        return x_T
-    missing = shape[-2] - start.shape[-2], shape[-1] - start.shape[-1]
+    return x_T if process.start == 1 else noisy(start.unsqueeze(1), x_T, schedule)
+
+
+def noisy(start: Tensor, x_T: Tensor, schedule: Schedule) -> Tensor:
+    """What a cut chain starts from: `start` `(..., H', W')`, continued by its edge to the size of the noise `x_T`."""
+    missing = x_T.shape[-2] - start.shape[-2], x_T.shape[-1] - start.shape[-1]
     if any(missing):
         margins = reach((missing[0] + 1, missing[1] + 1))
         start = pad(start, margins, "replicate")
     alpha_bar = float(schedule.alpha_bar[-1])
-    return math.sqrt(alpha_bar) * start.unsqueeze(1) + math.sqrt(1 - alpha_bar) * x_T
+    return math.sqrt(alpha_bar) * start + math.sqrt(1 - alpha_bar) * x_T
 
 
 def _unfold(denoised: Denoised, shape: torch.Size) -> tuple[Tensor, Tensor | None]:

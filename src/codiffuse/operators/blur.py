@@ -16,6 +16,8 @@ from codiffuse import fourier
 from codiffuse.errors import InputError
 from codiffuse.fourier import Size, abs2, over_batch, over_image
 from codiffuse.operators.conjugate_gradients import conjugate_gradients
+from codiffuse.operators.covariance import Covariance, covary, zero_sum
+from codiffuse.operators.joint_spectrum import JointSpectrum
 from codiffuse.operators.kernel_equations import CircularKernelEquations, KernelEquations, KernelNormalEquations
 
 LinearMap = Callable[[Tensor], Tensor]
@@ -127,20 +129,24 @@ class BlurOperator:
     def solve_joint_gram(
         self,
         residual: Tensor,
-        r2: Mapping[str, Tensor],
+        r2: Mapping[str, Covariance],
         sigma2: Tensor,
         *,
         image: Tensor,
         kernel: Tensor,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """`(r_x^2 A A^T + r_k^2 B B^T + sigma2 I)^-1 r`, where `B` is the blur as a map of the kernel.
+        """`S^-1 r`, S being the covariance of the residual when image and kernel are both uncertain.
 
-        With image and kernel both uncertain, `k * x` is linear in their errors to first order.
+        With the errors dx and dk, `(k + dk) * (x + dx) - k * x` is `A dx + B dk + dk * dx`, and
+
+            S = A Cov(dx) A^T + r_k^2 B Z B^T + Cov(dk * dx) + sigma2 I,
+
+        where `B` is the blur as a map of the kernel and `Z` leaves the kernel's sum at one (`covariance.zero_sum`).
 
         Args:
             residual: `(B, C, H', W')`, shaped like the measurement.
-            r2: variances `(B,)` of `image` and `kernel`, a pixel, given their estimates.
+            r2: given their estimates, the covariance of `image`, and the variance `(B,)` of a pixel of `kernel`.
             sigma2: `(B,)`, variance of the noise, positive.
             image: `(B, C, H, W)`, the estimate.
             kernel: `(B, 1, h, w)`, the estimate.
@@ -149,40 +155,29 @@ class BlurOperator:
         Returns:
             Shaped like `residual`; 0 where the mask is 0.
         """
-        size = (kernel.shape[-2], kernel.shape[-1])
-        divide = self._inverse_joint_spectrum(residual, r2, sigma2, image, kernel)
+        joint = self._joint_spectrum(residual, r2, sigma2, image, kernel)
         if self.boundary == "circular" and mask is None:
-            return divide(residual)
+            return joint.divide(residual)
         kept = 1 if mask is None else mask
 
         def gram(v: Tensor) -> Tensor:
-            blurred = fourier.convolve(self.adjoint(v, kernel=kernel), kernel, self.boundary)
-            change = fourier.kernel_adjoint(image, v, self.boundary, size, self.pad_value)
-            shaken = fourier.convolve(image, change, self.boundary, self.pad_value)
-            of_unknowns = over_batch(r2["image"], v) * blurred + over_batch(r2["kernel"], v) * shaken
-            return kept * of_unknowns + over_batch(sigma2, v) * v
+            blurred = fourier.convolve(covary(r2["image"], self.adjoint(v, kernel=kernel)), kernel, self.boundary)
+            shaken = over_batch(r2["kernel"], v) * self._shake(image, v, kernel)
+            return kept * (blurred + shaken + joint.of_both(v)) + over_batch(sigma2, v) * v
 
-        return self._iterate(gram, kept * residual, lambda v: kept * divide(v), axes=3)
+        return self._iterate(gram, kept * residual, lambda v: kept * joint.divide(v), axes=3)
 
-    def _inverse_joint_spectrum(
-        self, residual: Tensor, r2: Mapping[str, Tensor], sigma2: Tensor, image: Tensor, kernel: Tensor
-    ) -> LinearMap:
-        """The inverse of the joint Gram matrix by FFT: exact when circular and the kernel as large as the image."""
-        (height, width), (h, w) = residual.shape[-2:], kernel.shape[-2:]
-        grid = self._grid((height, width), (h, w))
-        X = rfft2(image, s=grid)
-        a = _gram_spectrum(fourier.kernel_otf(kernel, grid), r2["image"], sigma2)
-        # B B^T joins the channels of a frequency along one vector: Sherman & Morrison. The kernel is white on its
-        # support, so a frequency has that share of the power.
-        q = over_batch(r2["kernel"] * (h * w / (grid[0] * grid[1])), X)
-        along = q / (a + q * abs2(X).sum(1, keepdim=True))
+    def _shake(self, image: Tensor, v: Tensor, kernel: Tensor) -> Tensor:
+        """`B Z B^T v`: what errors of the kernel do, which leave its sum at one."""
+        size = (kernel.shape[-2], kernel.shape[-1])
+        change = zero_sum(fourier.kernel_adjoint(image, v, self.boundary, size, self.pad_value))
+        return fourier.convolve(image, change, self.boundary, self.pad_value)
 
-        def divide(v: Tensor) -> Tensor:
-            V = rfft2(v, s=grid)
-            V = (V - along * (X.conj() * V).sum(1, keepdim=True) * X) / a
-            return irfft2(V, s=grid)[..., :height, :width]
-
-        return divide
+    def _joint_spectrum(
+        self, residual: Tensor, r2: Mapping[str, Covariance], sigma2: Tensor, image: Tensor, kernel: Tensor
+    ) -> JointSpectrum:
+        grid = self._grid((residual.shape[-2], residual.shape[-1]), (kernel.shape[-2], kernel.shape[-1]))
+        return JointSpectrum.of(r2, sigma2, image, kernel, grid)
 
     def guidance_direction(
         self,

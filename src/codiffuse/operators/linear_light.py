@@ -20,6 +20,7 @@ from codiffuse import fourier
 from codiffuse.errors import InputError
 from codiffuse.fourier import Size, over_batch, over_image
 from codiffuse.operators.blur import BlurOperator
+from codiffuse.operators.covariance import Covariance, covary
 from codiffuse.operators.kernel_equations import KernelNormalEquations
 
 TOE = 0.04045  # encoded value up to which the curve is a line
@@ -97,33 +98,34 @@ class LinearLightBlur(BlurOperator):
     def solve_joint_gram(
         self,
         residual: Tensor,
-        r2: Mapping[str, Tensor],
+        r2: Mapping[str, Covariance],
         sigma2: Tensor,
         *,
         image: Tensor,
         kernel: Tensor,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """`(r_x^2 J J^T + r_k^2 B B^T + sigma2 I)^-1 r`, linearised at the estimates; arguments as for `BlurOperator`.
+        """`S^-1 r`, linearised at the estimates; S and arguments as for `BlurOperator`.
 
-        J = l'(A x)^-1 K l'(x) and B = l'(A x)^-1 (l(x) * .) are the derivatives in image and kernel.
+        J = l'(A x)^-1 K l'(x) and B = l'(A x)^-1 (l(x) * .) are the derivatives in image and kernel. Of the product of
+        both errors, the slopes are taken out as if they changed little under the kernel.
         """
-        light, gain, size = to_light(image), slope(image), (kernel.shape[-2], kernel.shape[-1])
+        light, gain = to_light(image), slope(image)
         kept = 1 if mask is None else mask
         at_y = slope(self(image, kernel=kernel))
+        balance = self._balance(at_y, gain, kernel)
+        # Next to a pixel B is about s times the blur of the picture l(x) / l'(x).
+        joint = self._joint_spectrum(residual, r2, sigma2, light / gain, kernel)
 
         def gram(v: Tensor) -> Tensor:
             back = v / at_y
-            of_image = gain.square() * fourier.correlate(back, kernel, self.boundary)
-            change = fourier.kernel_adjoint(light, back, self.boundary, size)
-            varied = over_batch(r2["image"], v) * fourier.convolve(of_image, kernel, self.boundary)
-            varied = varied + over_batch(r2["kernel"], v) * fourier.convolve(light, change, self.boundary)
-            return kept * varied / at_y + over_batch(sigma2, v) * v
+            of_image = gain * covary(r2["image"], gain * fourier.correlate(back, kernel, self.boundary))
+            varied = fourier.convolve(of_image, kernel, self.boundary)
+            varied = varied + over_batch(r2["kernel"], v) * self._shake(light, back, kernel)
+            of_both = joint.of_both(v / balance) / balance
+            return kept * (varied / at_y + of_both) + over_batch(sigma2, v) * v
 
-        balance = self._balance(at_y, gain, kernel)
-        # Next to a pixel B is about s times the blur of the picture l(x) / l'(x).
-        divide = self._inverse_joint_spectrum(residual, r2, sigma2, light / gain, kernel)
-        return self._iterate(gram, kept * residual, lambda v: kept * balance * divide(balance * v), axes=3)
+        return self._iterate(gram, kept * residual, lambda v: kept * balance * joint.divide(balance * v), axes=3)
 
     def _balance(self, at_y: Tensor, gain: Tensor, kernel: Tensor) -> Tensor:
         """1 / s, where J J^T is about s K K^T s: s compares the slopes under the kernel with those at y."""

@@ -14,6 +14,7 @@ from codiffuse import fourier
 from codiffuse.errors import InputError
 from codiffuse.fourier import Size
 from codiffuse.operators.blur import BlurOperator
+from codiffuse.operators.covariance import Covariance
 from codiffuse.operators.warp import warp, warp_adjoint
 
 ORDERS = ("tilt_then_blur", "blur_then_tilt")
@@ -88,7 +89,7 @@ class TurbulenceOperator:
     def solve_joint_gram(
         self,
         residual: Tensor,
-        r2: Mapping[str, Tensor],
+        r2: Mapping[str, Covariance],
         sigma2: Tensor,
         *,
         image: Tensor,
@@ -96,18 +97,19 @@ class TurbulenceOperator:
         tilt: Tensor,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """About `(r_x^2 A A^T + r_k^2 B B^T + r_phi^2 C C^T + sigma2 I)^-1 r`, by the system of a blur.
+        """About `S^-1 r`, where that of a blur gains `r_phi^2 C C^T`; by the system of a blur.
 
-        B and C are the derivatives in kernel and tilt. For `tilt_then_blur`, B is the blur as a map of the kernel of
-        the picture `T_phi x`, and two approximations remain. T_phi, which moves pixels about, is taken for orthogonal:
-        `A A^T ~ K K^T`. A tilt that is off by d changes `T_phi x` by g . d, with g its gradient, so that
+        C is the derivative in the tilt. For `tilt_then_blur` the kernel acts on the picture `T_phi x`, and two
+        approximations remain. T_phi, which moves pixels about, is taken to leave the image's covariance as it is:
+        `A Cov(dx) A^T ~ K Cov(dx) K^T`. A tilt that is off by d changes `T_phi x` by g . d, with g its gradient, so that
         `C C^T = K diag(g . g) K^T`; there the mean of g . g over pixels and channels stands for each of its values, as
-        if the channels had a tilt of their own each: r_x^2 grows by r_phi^2 times it. For `blur_then_tilt` T_phi is
+        if the channels had a tilt of their own each: Cov(dx) grows by r_phi^2 times it. For `blur_then_tilt` T_phi is
         taken to commute with the blur as well, and C acts on the blurred picture: the noise grows instead.
 
         Args:
             residual: `(B, C, H', W')`, shaped like the measurement.
-            r2: variances `(B,)` of `image`, `kernel` and `tilt` (px^2), a pixel, given their estimates.
+            r2: given their estimates, the covariance of `image`, and variances `(B,)` of `kernel` and of `tilt` (px^2),
+                a pixel.
             sigma2: `(B,)`, variance of the noise, positive.
             image: `(B, C, H, W)`, the estimate.
             kernel: `(B, 1, h, w)`, the estimate.

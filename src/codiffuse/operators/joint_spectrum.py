@@ -1,0 +1,55 @@
+"""The joint Gram matrix of a blur whose image and kernel are both uncertain, on a periodic grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.fft import irfft2, rfft2
+
+from codiffuse import fourier
+from codiffuse.fourier import Size, abs2, over_batch
+from codiffuse.operators.covariance import Covariance, filtered, image_power, kernel_power
+
+
+@dataclass(frozen=True)
+class JointSpectrum:
+    """S frequency by frequency: `a I + q X X^H` over the channels; exact when the kernel is as large as the grid.
+
+    Attributes:
+        X: `(B, C, H, W // 2 + 1)`, the image.
+        a: `(B, 1, H, W // 2 + 1)`, what is alike in all channels: errors of the image, those of both, and noise.
+        q: likewise, errors of the kernel, which all channels share.
+        both: likewise, the product of both errors alone.
+        grid: `(H, W)`.
+    """
+
+    X: Tensor
+    a: Tensor
+    q: Tensor
+    both: Tensor
+    grid: Size
+
+    @classmethod
+    def of(
+        cls, r2: Mapping[str, Covariance], sigma2: Tensor, image: Tensor, kernel: Tensor, grid: Size
+    ) -> JointSpectrum:
+        """Arguments as for `BlurOperator.solve_joint_gram`."""
+        X = rfft2(image, s=grid)
+        of_image = image_power(r2["image"], grid)
+        of_kernel = kernel_power(kernel, r2["kernel"], grid)
+        both = of_image * of_kernel
+        a = of_image * abs2(fourier.kernel_otf(kernel, grid)) + both + over_batch(sigma2, X)
+        return cls(X, a, of_kernel / (grid[0] * grid[1]), both, grid)
+
+    def divide(self, v: Tensor) -> Tensor:
+        """`S^-1 v` of `(B, C, H', W')`, filled up with zeros; Sherman & Morrison's formula."""
+        V = rfft2(v, s=self.grid)
+        along = self.q / (self.a + self.q * abs2(self.X).sum(1, keepdim=True))
+        V = (V - along * (self.X.conj() * V).sum(1, keepdim=True) * self.X) / self.a
+        return irfft2(V, s=self.grid)[..., : v.shape[-2], : v.shape[-1]]
+
+    def of_both(self, v: Tensor) -> Tensor:
+        """`Cov(dk * dx) v`, of the blur of one error with the other."""
+        return filtered(v, self.both, self.grid)
