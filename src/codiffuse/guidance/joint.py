@@ -5,9 +5,9 @@ is about Gaussian around A(x0-hat, k0-hat) with the covariance
 
     S = A R A^T + r_k^2 B B^T + (that of the product of both errors) + sigma^2 I,
 
-where A and B are the derivatives of the measurement in the image and in the kernel. S discounts what an error of either
-could explain, so that neither is pulled to mend the other's. DPS, which BlindDPS takes, has S ~ I. R is r_t^2 I, or that
-of pictures, whose neighbouring pixels are alike (`PowerLaw`): what x_t leaves open is then mostly fine detail.
+where A and B are the derivatives of the measurement in the image and in the kernel. S discounts what an error of
+either could explain, so that neither is pulled to mend the other's. DPS, which BlindDPS takes, has S ~ I. R is r_t^2 I,
+or that of pictures, whose neighbouring pixels are alike (`PowerLaw`): what x_t leaves open is then mostly fine detail.
 """
 
 from __future__ import annotations
