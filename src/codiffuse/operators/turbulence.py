@@ -108,8 +108,8 @@ class TurbulenceOperator:
 
         Args:
             residual: `(B, C, H', W')`, shaped like the measurement.
-            r2: given their estimates, the covariance of `image`, and variances `(B,)` of `kernel` and `tilt` (px^2), a
-                pixel.
+            r2: given their estimates, the covariance of `image`, and variances `(B,)` of `kernel` and `tilt` (px^2),
+                a pixel.
             sigma2: `(B,)`, variance of the noise, positive.
             image: `(B, C, H, W)`, the estimate.
             kernel: `(B, 1, h, w)`, the estimate.
