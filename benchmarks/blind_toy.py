@@ -59,9 +59,9 @@ class Filter:
         return image
 
     def solve_joint_gram(self, residual, r2, sigma2, *, image, kernel, mask=None) -> Tensor:
-        """(r_x^2 k^2 + r_k^2 x^2 + sigma^2)^-1 r."""
-        spread = r2["image"].reshape(-1, 1, 1, 1) * kernel**2 + r2["kernel"].reshape(-1, 1, 1, 1) * image**2
-        return residual / (spread + sigma2.reshape(-1, 1, 1, 1))
+        """(r_x^2 k^2 + r_k^2 x^2 + r_x^2 r_k^2 + sigma^2)^-1 r."""
+        of_image, of_kernel, noise = (v.reshape(-1, 1, 1, 1) for v in (r2["image"], r2["kernel"], sigma2))
+        return residual / (of_image * kernel**2 + of_kernel * image**2 + of_image * of_kernel + noise)
 
 
 @dataclass(frozen=True)

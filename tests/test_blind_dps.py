@@ -73,7 +73,8 @@ def test_the_released_gradients(fixture_npz):
     torch.testing.assert_close(denoised["image"][0], recorded["x0_hat"], atol=1e-6, rtol=0)
     measurement = Measurement((recorded["y"] + 1) / 2, GaussianNoise(0.01), RELEASED_BLUR)
     x0 = {name: found[0] for name, found in denoised.items()}
-    gradients, values = method._gradients(measurement, variables, x0, step)
+    pull = method._pull(measurement, variables, x0, step)
+    gradients, values = pull.gradients, pull.values
     for name, expected in (("image", recorded["grad_x"]), ("kernel", recorded["grad_k"])):
         torch.testing.assert_close(-denoised[name][2](gradients[name]), expected, atol=1e-5, rtol=1e-4)
     residual = measurement.y - RELEASED_BLUR(values["image"], kernel=values["kernel"])
@@ -86,7 +87,7 @@ def test_sparsity_acts_before_the_kernel_is_normalised(penalty):
     step, toy = linear_schedule().steps()[500], blurred_toy()
     plain, sparse = (blind(DPS(), Variable(gaussian_kernel_prior(), size=7, penalty=each)) for each in (None, penalty))
     without, with_ = (
-        each._gradients(toy, {"image": each.image, **each.parameters}, x0, step)[0] for each in (plain, sparse)
+        each._pull(toy, {"image": each.image, **each.parameters}, x0, step).gradients for each in (plain, sparse)
     )
     torch.testing.assert_close(without["image"], with_["image"])
     assert bool((with_["kernel"] < without["kernel"]).all())  # guidance goes along it, so every value falls
@@ -252,9 +253,9 @@ def test_masked_pixels_pull_nothing(guidance):
     x0 = {"image": image, "kernel": KernelSpace().encode(toy.known["kernel"])}
     spoiled = torch.where(mask > 0, toy.y, 1 - toy.y)
     good, bad = (
-        method._gradients(
+        method._pull(
             replace(toy, y=y, mask=mask), {"image": method.image, **method.parameters}, x0, linear_schedule().steps()[9]
-        )[0]
+        ).gradients
         for y in (toy.y, spoiled)
     )
     for name, gradient in good.items():

@@ -27,7 +27,7 @@ class Space(Protocol):
         ...
 
     def unit(self, coordinates: Tensor) -> Tensor:
-        """`(B,)` physical values per unit of the coordinates, about these ones."""
+        """`(B,)` physical values per unit of the coordinates that are unsure, about these ones; the RMS over pixels."""
         ...
 
 
@@ -62,31 +62,39 @@ class KernelSpace:
             kernel leaves most of its support dark, so what half of the pixels share is no light: the projection takes
             this floor away, and leaves a kernel as it is that covers less than half of its support.
         rotated: coordinates show kernels turned by 180 degrees: those that a cross-correlation blurs with.
+        dark: share of the range up to which a value is no light: it is taken off before the projection. What a network
+            leaves in the dark is little, but there are a thousand pixels of it.
     """
 
     scaling: Literal["max", "sum"] = "max"
     projection: Literal["divide", "euclidean"] = "divide"
     rotated: bool = False
+    dark: float = 0.0
 
     def __post_init__(self) -> None:
         if self.scaling not in ("max", "sum"):
             raise InputError(f"Expected scaling max or sum, got {self.scaling!r}.")
         if self.projection not in ("divide", "euclidean"):
             raise InputError(f"Expected projection divide or euclidean, got {self.projection!r}.")
+        if not 0 <= self.dark < 1:
+            raise InputError(f"Expected dark from 0 to below 1, a share of the range of a kernel, got {self.dark}.")
 
     def encode(self, physical: Tensor) -> Tensor:
         scaled = physical / physical.amax((-2, -1), keepdim=True) if self.scaling == "max" else physical
         return self._turned(2 * scaled - 1)
 
     def decode(self, coordinates: Tensor) -> Tensor:
-        kernel = self._turned((coordinates + 1) / 2)
+        kernel = self._turned((coordinates + 1) / 2 - self.dark)
         if self.projection == "divide":
             return shift_and_divide(kernel)
         # What is subtracted everywhere does not change the nearest point.
         return simplex_projection((kernel - self._floor(kernel)) / self._mass(kernel))
 
     def unit(self, coordinates: Tensor) -> Tensor:
-        return 0.5 / self._mass((coordinates + 1) / 2).flatten()
+        # Of the support, only about as many pixels as its mass have light, and only these are unsure: a share of
+        # mass / area in the mean square.
+        area = coordinates.shape[-2] * coordinates.shape[-1]
+        return 0.5 / (area * self._mass((coordinates + 1) / 2 - self.dark).flatten()).sqrt()
 
     def _mass(self, kernel: Tensor) -> Tensor:
         """`(B, 1, 1, 1)` what the projection takes for the sum of a kernel of free scale."""

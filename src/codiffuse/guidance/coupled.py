@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -43,6 +43,8 @@ class CoupledGuidance(Protocol):
             at: the estimates.
         """
         ...
+
+    measures_steps: ClassVar[bool]  # whether it asks for what a step explains before it is taken: `step_length`
 
     def x0_shift(self, gradient: Tensor, step: Step) -> Tensor:
         """What it adds to x0-hat, given the gradient in x_t."""

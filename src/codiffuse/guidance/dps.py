@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -30,6 +30,7 @@ class DPS:
 
     rule: Literal["norm", "constant", "likelihood"] = "norm"
     scale: float = 1.0
+    measures_steps: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.rule not in ("norm", "constant", "likelihood"):

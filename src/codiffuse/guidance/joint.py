@@ -78,11 +78,14 @@ class JointPiGDM:
         zeta: factor on the gradient: `sqrt_alpha_bar` (Fast EM) or `one` (theory).
         data_unit: of unknowns whose priors differ in the unit of their coordinates, such as tilts, the unit (px) that
             `data_variance` is meant in; that of the prior at hand where it is left out.
+        measured_steps: scale each step by how much of the residual it explains (`step_length`). S is what the errors are
+            taken for, while the networks' derivatives say how far the x0-hats really go.
     """
 
     data_variance: Mapping[str, float | PowerLaw]
     zeta: Literal["sqrt_alpha_bar", "one"] = "sqrt_alpha_bar"
     data_unit: Mapping[str, float] = field(default_factory=dict)
+    measured_steps: bool = False
 
     def __post_init__(self) -> None:
         if self.zeta not in ("sqrt_alpha_bar", "one"):
@@ -125,6 +128,21 @@ class JointPiGDM:
         """
         r2 = {name: self.covariance(name, at.step, at.units[name]) for name in at.values}
         return at.operator.solve_joint_gram(residual, r2, variance.mean((1, 2, 3)), **at.values, mask=at.mask)
+
+    @property
+    def measures_steps(self) -> bool:
+        """Whether it asks for what a step explains before it is taken."""
+        return self.measured_steps
+
+    def step_length(self, residual: Tensor, weighed: Tensor, explained: Tensor, variance: Tensor) -> Tensor:
+        """`(N,)`, how far to go along a shift of all x0-hats that explains this much of a residual, all `(N, C, H, W)`.
+
+        The shift is C J^T w, with the covariance C of what x_t leaves open as the networks' derivatives give it, and
+        w = S^-1 r. Were S = J C J^T + sigma^2 I, the whole of it would be the mean of the posterior. As it is not, this
+        is the first step of conjugate gradients for that system, preconditioned by S: <r, w> / <w, (J C J^T + sigma^2) w>.
+        """
+        along, across = ((weighed * other).sum((1, 2, 3)) for other in (residual, explained + variance * weighed))
+        return torch.where(across > 0, along / across.clamp_min(1e-20), 0.0)
 
     def x0_shift(self, gradient: Tensor, step: Step) -> Tensor:
         """What guidance adds to x0-hat: zeta (1 - alpha_bar) / sqrt(alpha_bar) gradient."""

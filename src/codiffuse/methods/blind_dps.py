@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from codiffuse.errors import InputError
-from codiffuse.fourier import Size
+from codiffuse.fourier import Size, over_batch
 from codiffuse.guidance.coupled import CoupledGuidance, Estimates
 from codiffuse.guidance.dps import DPS
 from codiffuse.guidance.joint import JointPiGDM
@@ -156,13 +156,20 @@ class BlindDPS:
             }
             x0 = {name: found[0] for name, found in denoised.items()}
             # Lines 7, 11, 12: the residual couples all x0-hats.
-            gradients, values = self._gradients(folded, variables, x0, step)
+            pull = self._pull(folded, variables, x0, step)
+            shifts = {
+                name: factor * variable.step * self.guidance.x0_shift(denoised[name][2](pull.gradients[name]), step)
+                for name, variable in variables.items()
+            }
+            if self.guidance.measures_steps:
+                length = self.guidance.step_length(pull.residual, pull.weighed, pull.explained(shifts), pull.variance)
+                shifts = {name: over_batch(length, shift) * shift for name, shift in shifts.items()}
             for name, variable in variables.items():
-                _, fraction, pull_back = denoised[name]
-                shift = factor * variable.step * self.guidance.x0_shift(pull_back(gradients[name]), step)
                 z = _draw(noise, f"{name}/step", shapes[name], y)
                 # Lines 8-11 and 13: ancestral sampling, and the step along the gradient.
-                x_t[name] = variable.advance(self.process, x_t[name], x0[name], shift, step, z, fraction)
+                fraction = denoised[name][1]
+                x_t[name] = variable.advance(self.process, x_t[name], x0[name], shifts[name], step, z, fraction)
+            values = pull.values
             if callback:
                 callback(self._info(values, y, n, number, len(steps), step))
             if number % STEPS_BETWEEN_LOOKS == 0 and not bool(torch.isfinite(x_t[IMAGE]).any()):
@@ -182,29 +189,31 @@ class BlindDPS:
             found[name] = x_T[name] if mean is None else noisy(mean, x_T[name], schedule)
         return found
 
-    def _gradients(
-        self, data: Measurement, variables: Mapping[str, Variable], x0: Mapping[str, Tensor], step: Step
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Of the data term with respect to each x0-hat, turned; and the values that they stand for."""
+    def _pull(self, data: Measurement, variables: Mapping[str, Variable], x0: Mapping[str, Tensor], step: Step) -> Pull:
         leaves = {name: value.detach().requires_grad_() for name, value in x0.items()}
         with torch.enable_grad():
             # Line 7: the projection onto {k >= 0, sum k = 1} belongs to the kernel's space.
-            values = {name: variables[name].coordinates.decode(leaf) for name, leaf in leaves.items()}
-            predicted = _apply(data.operator, values)
+            values, predicted = _predict(data.operator, variables, leaves)
         residual = data.y - predicted.detach()
         if data.mask is not None:
             residual = data.mask * residual
         fixed = {name: value.detach() for name, value in values.items()}
         units = {name: variables[name].coordinates.unit(x0[name]) for name in variables}
         at = Estimates(data.operator, fixed, units, step, data.mask)
-        weighed = self.guidance.weigh(residual, data.noise.variance(data.y), at)
+        variance = data.noise.variance(data.y)
+        weighed = self.guidance.weigh(residual, variance, at)
         with torch.enable_grad():
             objective = (weighed * predicted).sum()
             for name, variable in variables.items():
                 if variable.penalty is not None:  # Eq. 20
                     objective = objective - variable.penalty(leaves[name]).sum()
             gradients = torch.autograd.grad(objective, list(leaves.values()))
-        return dict(zip(leaves, gradients, strict=True)), fixed
+
+        def explained(shifts: Mapping[str, Tensor]) -> Tensor:
+            told = {name: x0[name] for name in shifts}
+            return torch.func.jvp(lambda at: _predict(data.operator, variables, at)[1], (told,), (dict(shifts),))[1]
+
+        return Pull(dict(zip(leaves, gradients, strict=True)), fixed, residual, weighed, variance, explained)
 
     def _shapes(self, measurement: Measurement) -> dict[str, tuple[int, ...]]:
         """`(B, n, C, H, W)` of each variable."""
@@ -233,8 +242,33 @@ class BlindDPS:
         return StepInfo(number, total, step.alpha_bar, image, params)
 
 
-def _apply(operator: Operator, values: Mapping[str, Tensor]) -> Tensor:
-    return operator(values[IMAGE], **{name: value for name, value in values.items() if name != IMAGE})
+@dataclass(frozen=True)
+class Pull:
+    """How the measurement pulls at the x0-hats of a step.
+
+    Attributes:
+        gradients: of the data term with respect to each x0-hat, turned.
+        values: what the x0-hats stand for.
+        residual: y less what they predict, 0 where a pixel does not count.
+        weighed: the residual as the guidance weighs it.
+        variance: of the noise of each pixel.
+        explained: by how much shifts of the x0-hats change what they predict, to first order.
+    """
+
+    gradients: Mapping[str, Tensor]
+    values: Mapping[str, Tensor]
+    residual: Tensor
+    weighed: Tensor
+    variance: Tensor
+    explained: Callable[[Mapping[str, Tensor]], Tensor]
+
+
+def _predict(
+    operator: Operator, variables: Mapping[str, Variable], x0: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The values that coordinates stand for, and the measurement of them."""
+    values = {name: variables[name].coordinates.decode(each) for name, each in x0.items()}
+    return values, operator(values[IMAGE], **{name: value for name, value in values.items() if name != IMAGE})
 
 
 def _draw(noise: NoiseSource, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ class TurbulenceOperator:
 
         C is the derivative in the tilt. For `tilt_then_blur` the kernel acts on the picture `T_phi x`, and two
         approximations remain. T_phi, which moves pixels about, is taken to leave the image's covariance as it is:
-        `A Cov(dx) A^T ~ K Cov(dx) K^T`. A tilt that is off by d changes `T_phi x` by g . d, with g its gradient, so that
+        `A Cov(dx) A^T ~ K Cov(dx) K^T`. A tilt off by d changes `T_phi x` by g . d, with g its gradient, so that
         `C C^T = K diag(g . g) K^T`; there the mean of g . g over pixels and channels stands for each of its values, as
         if the channels had a tilt of their own each: Cov(dx) grows by r_phi^2 times it. For `blur_then_tilt` T_phi is
         taken to commute with the blur as well, and C acts on the blurred picture: the noise grows instead.
