@@ -27,7 +27,7 @@ from codiffuse.randomness import GeneratorNoise
 from codiffuse.schedule import linear_schedule
 from codiffuse.spaces import ImageSpace, KernelSpace, TiltSpace
 
-JOINT = JointPiGDM({"image": 0.25, "kernel": 0.05})
+JOINT = JointPiGDM({"image": 0.25, "kernel": 0.05}, measured_steps=True)
 PUBLISHED_KERNEL = KernelSpace(rotated=True)  # the released program blurs by cross-correlation
 RELEASED_BLUR = BlurOperator("zero", pad_value=0.5)  # of pictures in [-1, 1], padded with 0
 
@@ -243,6 +243,28 @@ def test_it_restores_what_was_blurred_in_light(boundary, masked):
     found = run(method, replace(toy, y=y, operator=operator, mask=mask, known={}))
     assert found.status == ("ok",)
     assert method.supports(operator) is None
+
+
+def test_a_measured_step_goes_as_far_as_the_networks_do():
+    """In a linear problem whose errors are twice what S takes them for, one step is about half as long."""
+    weighed = torch.tensor([1.0, -2.0, 3.0, 1.0]).reshape(1, 1, 2, 2)
+    assumed, noise = 0.25, 0.01
+    residual, variance = (assumed + noise) * weighed, torch.full_like(weighed, noise)
+    length = JOINT.step_length(residual, weighed, assumed * weighed, variance)
+    torch.testing.assert_close(length, torch.ones(1))
+    length = JOINT.step_length(residual, weighed, 2 * assumed * weighed, variance)
+    torch.testing.assert_close(length, torch.tensor([(assumed + noise) / (2 * assumed + noise)]))
+    assert float(JOINT.step_length(residual, weighed, -weighed, variance)) == 0  # what goes the wrong way is not taken
+
+
+def test_a_step_that_explains_too_much_is_shortened():
+    """The denoiser's derivative is a hundred times what the guidance takes for the spread of the kernel."""
+    toy, process = blurred_toy(), ReverseProcess(1, start=0.5)
+    small = JointPiGDM({"image": 0.25, "kernel": 5e-4}, zeta="one")
+    plain, measured = (
+        run(blind(replace(small, measured_steps=each), process=process), toy).params["kernel"] for each in (False, True)
+    )
+    assert (measured - 1 / 49).abs().max() < (plain - 1 / 49).abs().max()
 
 
 @pytest.mark.parametrize("guidance", [DPS("norm"), DPS("likelihood"), JOINT])

@@ -97,7 +97,7 @@ def test_published_presets_state_every_value(name):
     assert {each.name for each in fields(BlindDPS)} <= stated.keys()
     assert {each.name for each in fields(ReverseProcess)} - {"start"} <= stated["process"].keys()
     assert {each.name for each in fields(DPS)} <= stated["guidance"].keys()
-    assert {"step", "projected_mean", "penalty"} <= stated["parameters"]["kernel"].keys()
+    assert {"step", "projected_mean", "penalty", "dark"} <= stated["parameters"]["kernel"].keys()
 
 
 def test_our_own_preset(use_tiny_zoo):
@@ -109,7 +109,7 @@ def test_our_own_preset(use_tiny_zoo):
 def test_the_projection_may_be_chosen(use_tiny_zoo):
     space = "{_target_: codiffuse.spaces.KernelSpace, projection: euclidean}"
     found = preset("blind_dps", f"method.parameters.kernel.space={space}")
-    assert found.parameters["kernel"].coordinates == KernelSpace(projection="euclidean")
+    assert found.parameters["kernel"].coordinates == KernelSpace(projection="euclidean", dark=0.02)
     assert found.parameters["kernel"].prior is not None
 
 

@@ -77,7 +77,7 @@ def test_the_gram_matrix_is_that_of_the_derivatives():
     image, kernel, residual = (torch.tensor(value).reshape(1, 1, 1, 1) for value in (0.6, 1.3, 0.25))
     toy = blind_toy.Filter()
     by_image, by_kernel = torch.autograd.functional.jacobian(lambda x, k: toy(x, kernel=k), (image, kernel))
-    gram = 0.3 * by_image.square() + 0.7 * by_kernel.square() + 0.01
+    gram = 0.3 * by_image.square() + 0.7 * by_kernel.square() + 0.3 * 0.7 + 0.01  # the third of both errors
     r2 = {"image": torch.tensor([0.3]), "kernel": torch.tensor([0.7])}
     found = toy.solve_joint_gram(residual, r2, torch.tensor([0.01]), image=image, kernel=kernel)
     torch.testing.assert_close(found, residual / gram.reshape(1, 1, 1, 1))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from codiffuse.errors import InputError
 from codiffuse.spaces import ImageSpace, KernelSpace, TiltSpace, shift_and_divide, simplex_projection
 
 
@@ -80,5 +81,17 @@ def test_the_unit_is_how_far_a_value_goes_with_its_coordinate(projection, floor)
     step = torch.zeros_like(at)
     step[..., 2, 1], step[..., 2, 2] = 1e-3, -1e-3  # of sum zero, so that dividing by the sum changes nothing more
     moved = space.decode(at + step) - space.decode(at)
-    torch.testing.assert_close(moved[:, 0, 2, 1] / 1e-3, space.unit(at), rtol=1e-3, atol=0)
+    slope = moved[:, 0, 2, 1] / 1e-3  # 0.5 / mass; of the 25 pixels, mass are unsure
+    torch.testing.assert_close(slope * (0.5 / slope / 25).sqrt(), space.unit(at), rtol=1e-3, atol=0)
     assert TiltSpace(2.5).unit(torch.zeros(2, 2, 4, 4)).tolist() == [2.5, 2.5]
+
+
+def test_what_is_dark_is_no_light():
+    """A haze of 1 % over 33 x 33 px would outweigh a kernel of three pixels threefold."""
+    kernel = torch.zeros(1, 1, 33, 33)
+    kernel[..., 16, 15:18] = 1
+    haze = 2 * (0.99 * kernel + 0.01) - 1
+    assert float(KernelSpace().decode(haze)[..., 16, 15:18].sum()) < 0.25
+    torch.testing.assert_close(KernelSpace(dark=0.02).decode(haze), kernel / 3)
+    with pytest.raises(InputError, match="dark from 0"):
+        KernelSpace(dark=1.0)

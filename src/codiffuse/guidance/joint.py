@@ -78,8 +78,8 @@ class JointPiGDM:
         zeta: factor on the gradient: `sqrt_alpha_bar` (Fast EM) or `one` (theory).
         data_unit: of unknowns whose priors differ in the unit of their coordinates, such as tilts, the unit (px) that
             `data_variance` is meant in; that of the prior at hand where it is left out.
-        measured_steps: scale each step by how much of the residual it explains (`step_length`). S is what the errors are
-            taken for, while the networks' derivatives say how far the x0-hats really go.
+        measured_steps: scale each step by how much of the residual it explains (`step_length`). S is what the errors
+            are taken for, while the networks' derivatives say how far the x0-hats really go.
     """
 
     data_variance: Mapping[str, float | PowerLaw]
@@ -138,8 +138,9 @@ class JointPiGDM:
         """`(N,)`, how far to go along a shift of all x0-hats that explains this much of a residual, all `(N, C, H, W)`.
 
         The shift is C J^T w, with the covariance C of what x_t leaves open as the networks' derivatives give it, and
-        w = S^-1 r. Were S = J C J^T + sigma^2 I, the whole of it would be the mean of the posterior. As it is not, this
-        is the first step of conjugate gradients for that system, preconditioned by S: <r, w> / <w, (J C J^T + sigma^2) w>.
+        w = S^-1 r. Were S = J C J^T + sigma^2 I, the whole of it would be the mean of the posterior. As it is not,
+        this is the first step of conjugate gradients for that system, preconditioned by S: <r, w> over
+        <w, (J C J^T + sigma^2) w>.
         """
         along, across = ((weighed * other).sum((1, 2, 3)) for other in (residual, explained + variance * weighed))
         return torch.where(across > 0, along / across.clamp_min(1e-20), 0.0)

@@ -17,7 +17,7 @@ from codiffuse.fourier import Size
 from codiffuse.methods.steps import PullBack, ReverseProcess, denoise
 from codiffuse.priors.prior import Prior
 from codiffuse.schedule import Step
-from codiffuse.spaces import Space
+from codiffuse.spaces import KernelSpace, Space
 
 
 class Penalty(Protocol):
@@ -108,7 +108,7 @@ class Variable:
     def coordinates(self) -> Space:
         """Between its values and its coordinates."""
         space = self.space if self.space is not None else self.prior.space
-        return replace(space, dark=self.dark) if self.dark else space
+        return replace(space, dark=self.dark) if self.dark and isinstance(space, KernelSpace) else space
 
     def shape(self, image_size: Size) -> tuple[int, int, int]:
         """Channels, height and width, beside an image of that height and width."""
