@@ -27,7 +27,7 @@ from codiffuse.randomness import GeneratorNoise
 from codiffuse.schedule import linear_schedule
 from codiffuse.spaces import ImageSpace, KernelSpace, TiltSpace
 
-JOINT = JointPiGDM({"image": 0.25, "kernel": 0.05}, measured_steps=True)
+JOINT = JointPiGDM({"image": 0.25, "kernel": 0.05}, measures_steps=True)
 PUBLISHED_KERNEL = KernelSpace(rotated=True)  # the released program blurs by cross-correlation
 RELEASED_BLUR = BlurOperator("zero", pad_value=0.5)  # of pictures in [-1, 1], padded with 0
 
@@ -262,7 +262,7 @@ def test_a_step_that_explains_too_much_is_shortened():
     toy, process = blurred_toy(), ReverseProcess(1, start=0.5)
     small = JointPiGDM({"image": 0.25, "kernel": 5e-4}, zeta="one")
     plain, measured = (
-        run(blind(replace(small, measured_steps=each), process=process), toy).params["kernel"] for each in (False, True)
+        run(blind(replace(small, measures_steps=each), process=process), toy).params["kernel"] for each in (False, True)
     )
     assert (measured - 1 / 49).abs().max() < (plain - 1 / 49).abs().max()
 

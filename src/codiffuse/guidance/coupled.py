@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -32,7 +32,15 @@ class Estimates:
 
 
 class CoupledGuidance(Protocol):
-    """Approximation of the gradients of log p(y | x_t, k_t, ...) (BlindDPS, Theorem 1)."""
+    """Approximation of the gradients of log p(y | x_t, k_t, ...) (BlindDPS, Theorem 1).
+
+    Attributes:
+        measures_steps: whether it wants to know how much of the residual a step would explain, to scale it by
+            `step_length` (`JointPiGDM`).
+    """
+
+    @property
+    def measures_steps(self) -> bool: ...
 
     def weigh(self, residual: Tensor, variance: Tensor, at: Estimates) -> Tensor:
         """What the derivatives of A take back to each unknown.
@@ -43,8 +51,6 @@ class CoupledGuidance(Protocol):
             at: the estimates.
         """
         ...
-
-    measures_steps: ClassVar[bool]  # whether it asks for what a step explains before it is taken: `step_length`
 
     def x0_shift(self, gradient: Tensor, step: Step) -> Tensor:
         """What it adds to x0-hat, given the gradient in x_t."""

@@ -78,14 +78,14 @@ class JointPiGDM:
         zeta: factor on the gradient: `sqrt_alpha_bar` (Fast EM) or `one` (theory).
         data_unit: of unknowns whose priors differ in the unit of their coordinates, such as tilts, the unit (px) that
             `data_variance` is meant in; that of the prior at hand where it is left out.
-        measured_steps: scale each step by how much of the residual it explains (`step_length`). S is what the errors
+        measures_steps: scale each step by how much of the residual it explains (`step_length`). S is what the errors
             are taken for, while the networks' derivatives say how far the x0-hats really go.
     """
 
     data_variance: Mapping[str, float | PowerLaw]
     zeta: Literal["sqrt_alpha_bar", "one"] = "sqrt_alpha_bar"
     data_unit: Mapping[str, float] = field(default_factory=dict)
-    measured_steps: bool = False
+    measures_steps: bool = False
 
     def __post_init__(self) -> None:
         if self.zeta not in ("sqrt_alpha_bar", "one"):
@@ -128,11 +128,6 @@ class JointPiGDM:
         """
         r2 = {name: self.covariance(name, at.step, at.units[name]) for name in at.values}
         return at.operator.solve_joint_gram(residual, r2, variance.mean((1, 2, 3)), **at.values, mask=at.mask)
-
-    @property
-    def measures_steps(self) -> bool:
-        """Whether it asks for what a step explains before it is taken."""
-        return self.measured_steps
 
     def step_length(self, residual: Tensor, weighed: Tensor, explained: Tensor, variance: Tensor) -> Tensor:
         """`(N,)`, how far to go along a shift of all x0-hats that explains this much of a residual, all `(N, C, H, W)`.
