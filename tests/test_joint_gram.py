@@ -73,7 +73,7 @@ def test_errors_of_the_picture_may_be_correlated(boundary):
     kernel = kernel / kernel.sum()
     law = PowerLaw()
     covariance = JointPiGDM({"image": law}).covariance("image", STEP, torch.tensor([0.5]).double())
-    C = covary(covariance, torch.eye(48).double().reshape(48, 1, 6, 8)).reshape(48, 48)
+    C = covary(image_power(covariance, (6, 8)), torch.eye(48).double().reshape(48, 1, 6, 8)).reshape(48, 48)
     torch.testing.assert_close(C, C.T)
     # Its eigenvalues are the power, that of what x_t leaves open of Gaussian pictures of this law; in [0, 1] units.
     frequency = (
@@ -95,7 +95,9 @@ def test_a_tilt_may_add_white_errors():
     law = Stationary(lambda grid: torch.full((2, 1, grid[0], grid[1] // 2 + 1), 3.0))
     both = law + torch.tensor([1.0, 2.0])
     image = torch.randn(2, 3, 8, 9, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(covary(both, image), image * torch.tensor([4.0, 5.0]).reshape(2, 1, 1, 1))
+    torch.testing.assert_close(
+        covary(image_power(both, (8, 9)), image), image * torch.tensor([4.0, 5.0]).reshape(2, 1, 1, 1)
+    )
     torch.testing.assert_close(image_power(both, (4, 4))[:, 0, 0, 0], torch.tensor([4.0, 5.0]))
 
 

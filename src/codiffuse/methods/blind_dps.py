@@ -169,9 +169,8 @@ class BlindDPS:
                 # Lines 8-11 and 13: ancestral sampling, and the step along the gradient.
                 fraction = denoised[name][1]
                 x_t[name] = variable.advance(self.process, x_t[name], x0[name], shifts[name], step, z, fraction)
-            values = pull.values
             if callback:
-                callback(self._info(values, y, n, number, len(steps), step))
+                callback(self._info(pull.values, y, n, number, len(steps), step))
             if number % STEPS_BETWEEN_LOOKS == 0 and not bool(torch.isfinite(x_t[IMAGE]).any()):
                 break
 
@@ -182,14 +181,16 @@ class BlindDPS:
     def _cut_start(self, x_T: Mapping[str, Tensor], y: Tensor, schedule: Schedule) -> dict[str, Tensor]:
         """Where a cut chain starts; what has no prior still starts from noise."""
         first = linear_schedule().steps()[0]
-        found = {IMAGE: noisy(y, x_T[IMAGE], schedule)}
+        found = {**x_T, IMAGE: noisy(y, x_T[IMAGE], schedule)}
         for name, variable in self.parameters.items():
-            # Of pure noise, a denoiser makes the mean of its prior.
-            mean = None if variable.prior is None else variable.denoise(x_T[name], first, clip=True)[0]
-            found[name] = x_T[name] if mean is None else noisy(mean, x_T[name], schedule)
+            if variable.prior is not None:
+                # Of pure noise, a denoiser makes the mean of its prior.
+                mean = variable.denoise(x_T[name], first, clip=True)[0]
+                found[name] = noisy(mean, x_T[name], schedule)
         return found
 
-    def _pull(self, data: Measurement, variables: Mapping[str, Variable], x0: Mapping[str, Tensor], step: Step) -> Pull:
+    def _pull(self, data: Measurement, variables: Mapping[str, Variable], x0: dict[str, Tensor], step: Step) -> Pull:
+        """What y asks of the x0-hats at a step."""
         leaves = {name: value.detach().requires_grad_() for name, value in x0.items()}
         with torch.enable_grad():
             # Line 7: the projection onto {k >= 0, sum k = 1} belongs to the kernel's space.
@@ -209,9 +210,8 @@ class BlindDPS:
                     objective = objective - variable.penalty(leaves[name]).sum()
             gradients = torch.autograd.grad(objective, list(leaves.values()))
 
-        def explained(shifts: Mapping[str, Tensor]) -> Tensor:
-            told = {name: x0[name] for name in shifts}
-            return torch.func.jvp(lambda at: _predict(data.operator, variables, at)[1], (told,), (dict(shifts),))[1]
+        def explained(shifts: dict[str, Tensor]) -> Tensor:
+            return torch.func.jvp(lambda at: _predict(data.operator, variables, at)[1], (x0,), (shifts,))[1]
 
         return Pull(dict(zip(leaves, gradients, strict=True)), fixed, residual, weighed, variance, explained)
 
@@ -260,7 +260,7 @@ class Pull:
     residual: Tensor
     weighed: Tensor
     variance: Tensor
-    explained: Callable[[Mapping[str, Tensor]], Tensor]
+    explained: Callable[[dict[str, Tensor]], Tensor]
 
 
 def _predict(

@@ -16,7 +16,7 @@ from codiffuse import fourier
 from codiffuse.errors import InputError
 from codiffuse.fourier import Size, abs2, over_batch, over_image
 from codiffuse.operators.conjugate_gradients import conjugate_gradients
-from codiffuse.operators.covariance import Covariance, covary, zero_sum
+from codiffuse.operators.covariance import Covariance, covary, image_power, zero_sum
 from codiffuse.operators.joint_spectrum import JointSpectrum
 from codiffuse.operators.kernel_equations import CircularKernelEquations, KernelEquations, KernelNormalEquations
 
@@ -159,9 +159,10 @@ class BlurOperator:
         if self.boundary == "circular" and mask is None:
             return joint.divide(residual)
         kept = 1 if mask is None else mask
+        of_image = image_power(r2["image"], (image.shape[-2], image.shape[-1]))
 
         def gram(v: Tensor) -> Tensor:
-            blurred = fourier.convolve(covary(r2["image"], self.adjoint(v, kernel=kernel)), kernel, self.boundary)
+            blurred = fourier.convolve(covary(of_image, self.adjoint(v, kernel=kernel)), kernel, self.boundary)
             shaken = over_batch(r2["kernel"], v) * self._shake(image, v, kernel)
             return kept * (blurred + shaken + joint.of_both(v)) + over_batch(sigma2, v) * v
 

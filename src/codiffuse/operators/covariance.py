@@ -41,11 +41,11 @@ def image_power(covariance: Covariance, grid: Size) -> Tensor:
     return covariance.reshape(-1, 1, 1, 1) if isinstance(covariance, Tensor) else covariance.power(grid)
 
 
-def covary(covariance: Covariance, image: Tensor) -> Tensor:
-    """The covariance matrix times an image `(B, C, H, W)`, on a torus of its size."""
-    if isinstance(covariance, Tensor):
-        return over_batch(covariance, image) * image
-    return filtered(image, covariance.power((image.shape[-2], image.shape[-1])), (image.shape[-2], image.shape[-1]))
+def covary(power: Tensor, image: Tensor) -> Tensor:
+    """A covariance matrix, as its `image_power`, times an image `(B, C, H, W)`, on a torus of its size."""
+    if power.shape[-2:] == (1, 1):
+        return power * image
+    return filtered(image, power, (image.shape[-2], image.shape[-1]))
 
 
 def filtered(image: Tensor, power: Tensor, grid: Size) -> Tensor:

@@ -20,14 +20,14 @@ class JointSpectrum:
     Attributes:
         X: `(B, C, H, W // 2 + 1)`, the image.
         a: `(B, 1, H, W // 2 + 1)`, what is alike in all channels: errors of the image, those of both, and noise.
-        q: likewise, errors of the kernel, which all channels share.
+        along: likewise, `q / (a + q |X|^2)`, where q are errors of the kernel, which all channels share.
         both: likewise, the product of both errors alone.
         grid: `(H, W)`.
     """
 
     X: Tensor
     a: Tensor
-    q: Tensor
+    along: Tensor
     both: Tensor
     grid: Size
 
@@ -41,13 +41,13 @@ class JointSpectrum:
         of_kernel = kernel_power(kernel, r2["kernel"], grid)
         both = of_image * of_kernel
         a = of_image * abs2(fourier.kernel_otf(kernel, grid)) + both + over_batch(sigma2, X)
-        return cls(X, a, of_kernel / (grid[0] * grid[1]), both, grid)
+        q = of_kernel / (grid[0] * grid[1])
+        return cls(X, a, q / (a + q * abs2(X).sum(1, keepdim=True)), both, grid)
 
     def divide(self, v: Tensor) -> Tensor:
         """`S^-1 v` of `(B, C, H', W')`, filled up with zeros; Sherman & Morrison's formula."""
         V = rfft2(v, s=self.grid)
-        along = self.q / (self.a + self.q * abs2(self.X).sum(1, keepdim=True))
-        V = (V - along * (self.X.conj() * V).sum(1, keepdim=True) * self.X) / self.a
+        V = (V - self.along * (self.X.conj() * V).sum(1, keepdim=True) * self.X) / self.a
         return irfft2(V, s=self.grid)[..., : v.shape[-2], : v.shape[-1]]
 
     def of_both(self, v: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from codiffuse import fourier
 from codiffuse.errors import InputError
 from codiffuse.fourier import Size, over_batch, over_image
 from codiffuse.operators.blur import BlurOperator
-from codiffuse.operators.covariance import Covariance, covary
+from codiffuse.operators.covariance import Covariance, covary, image_power
 from codiffuse.operators.kernel_equations import KernelNormalEquations
 
 TOE = 0.04045  # encoded value up to which the curve is a line
@@ -116,10 +116,11 @@ class LinearLightBlur(BlurOperator):
         balance = self._balance(at_y, gain, kernel)
         # Next to a pixel B is about s times the blur of the picture l(x) / l'(x).
         joint = self._joint_spectrum(residual, r2, sigma2, light / gain, kernel)
+        power = image_power(r2["image"], (image.shape[-2], image.shape[-1]))
 
         def gram(v: Tensor) -> Tensor:
             back = v / at_y
-            of_image = gain * covary(r2["image"], gain * fourier.correlate(back, kernel, self.boundary))
+            of_image = gain * covary(power, gain * fourier.correlate(back, kernel, self.boundary))
             varied = fourier.convolve(of_image, kernel, self.boundary)
             varied = varied + over_batch(r2["kernel"], v) * self._shake(light, back, kernel)
             of_both = joint.of_both(v / balance) / balance
