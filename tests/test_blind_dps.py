@@ -10,6 +10,7 @@ from toys import blurred_toy, gaussian_kernel_prior, gaussian_prior
 
 from codiffuse.estimation.consensus import match_central
 from codiffuse.fourier import convolve
+from codiffuse.guidance.coupled import Estimates, Pull
 from codiffuse.guidance.dps import DPS
 from codiffuse.guidance.joint import JointPiGDM
 from codiffuse.methods.base import Measurement
@@ -27,7 +28,7 @@ from codiffuse.randomness import GeneratorNoise
 from codiffuse.schedule import linear_schedule
 from codiffuse.spaces import ImageSpace, KernelSpace, TiltSpace
 
-JOINT = JointPiGDM({"image": 0.25, "kernel": 0.05}, measures_steps=True)
+JOINT = JointPiGDM({"image": 0.25, "kernel": 0.05}, lengths="joint")
 PUBLISHED_KERNEL = KernelSpace(rotated=True)  # the released program blurs by cross-correlation
 RELEASED_BLUR = BlurOperator("zero", pad_value=0.5)  # of pictures in [-1, 1], padded with 0
 
@@ -74,7 +75,7 @@ def test_the_released_gradients(fixture_npz):
     measurement = Measurement((recorded["y"] + 1) / 2, GaussianNoise(0.01), RELEASED_BLUR)
     x0 = {name: found[0] for name, found in denoised.items()}
     pull = method._pull(measurement, variables, x0, step)
-    gradients, values = pull.gradients, pull.values
+    gradients, values = pull.gradients, pull.at.values
     for name, expected in (("image", recorded["grad_x"]), ("kernel", recorded["grad_k"])):
         torch.testing.assert_close(-denoised[name][2](gradients[name]), expected, atol=1e-5, rtol=1e-4)
     residual = measurement.y - RELEASED_BLUR(values["image"], kernel=values["kernel"])
@@ -245,26 +246,60 @@ def test_it_restores_what_was_blurred_in_light(boundary, masked):
     assert method.supports(operator) is None
 
 
+class Sum:
+    """y = image + kernel, pixel by pixel, whose errors are independent and white."""
+
+    def solve_joint_gram(self, residual, r2, sigma2, *, image, kernel, mask):
+        return residual / (r2["image"] + r2["kernel"] + sigma2).reshape(-1, 1, 1, 1)
+
+    def parameter_gram(self, v, r2, *, image, kernel, mask):
+        return r2["kernel"].reshape(-1, 1, 1, 1) * v
+
+
+def pull_of_sum(guidance, really, noise):
+    """A residual, and shifts C J^T w of networks whose errors are `really` times what the guidance takes them for."""
+    residual = torch.tensor([1.0, -2.0, 3.0, 1.0]).reshape(1, 1, 2, 2)
+    values, ones = {"image": residual, "kernel": residual}, {name: torch.ones(1) for name in ("image", "kernel")}
+    at = Estimates(Sum(), values, ones, linear_schedule().steps()[500])
+    variance = torch.full_like(residual, noise)
+    weighed = guidance.weigh(residual, variance, at)
+    r2 = {name: float(guidance.covariance(name, at.step, ones[name])) for name in values}
+    shifts = {name: really[name] * r2[name] * weighed for name in values}
+    return shifts, Pull(at, residual, variance, weighed, {}, lambda some: sum(some.values())), r2
+
+
 def test_a_measured_step_goes_as_far_as_the_networks_do():
     """In a linear problem whose errors are twice what S takes them for, one step is about half as long."""
-    weighed = torch.tensor([1.0, -2.0, 3.0, 1.0]).reshape(1, 1, 2, 2)
-    assumed, noise = 0.25, 0.01
-    residual, variance = (assumed + noise) * weighed, torch.full_like(weighed, noise)
-    length = JOINT.step_length(residual, weighed, assumed * weighed, variance)
-    torch.testing.assert_close(length, torch.ones(1))
-    length = JOINT.step_length(residual, weighed, 2 * assumed * weighed, variance)
-    torch.testing.assert_close(length, torch.tensor([(assumed + noise) / (2 * assumed + noise)]))
-    assert float(JOINT.step_length(residual, weighed, -weighed, variance)) == 0  # what goes the wrong way is not taken
+    noise = 0.01
+    for times, factor in ((1, lambda v: 1.0), (2, lambda v: (v + noise) / (2 * v + noise)), (-1, lambda v: 0.0)):
+        shifts, pull, r2 = pull_of_sum(JOINT, {"image": times, "kernel": times}, noise)
+        for name, found in JOINT.measured(shifts, pull).items():
+            torch.testing.assert_close(found, factor(sum(r2.values())) * shifts[name])
+
+
+def test_the_image_explains_what_the_operators_parameters_leave():
+    """In this problem both lengths together give the mean of the posterior, however wrong S is about the kernel."""
+    guidance, noise = replace(JOINT, lengths="parameters_first"), 0.01
+    for times in (0.1, 1, 30):
+        shifts, pull, r2 = pull_of_sum(guidance, {"image": 1, "kernel": times}, noise)
+        found = guidance.measured(shifts, pull)
+        really = {"image": r2["image"], "kernel": times * r2["kernel"]}
+        for name, variance in really.items():
+            torch.testing.assert_close(found[name], variance / (sum(really.values()) + noise) * pull.residual)
+    shifts, pull, _ = pull_of_sum(guidance, {"image": 1, "kernel": -30}, noise)
+    assert float(guidance.measured(shifts, pull)["kernel"].abs().max()) == 0  # what goes the wrong way is not taken
 
 
 def test_a_step_that_explains_too_much_is_shortened():
     """The denoiser's derivative is a hundred times what the guidance takes for the spread of the kernel."""
     toy, process = blurred_toy(), ReverseProcess(1, start=0.5)
     small = JointPiGDM({"image": 0.25, "kernel": 5e-4}, zeta="one")
-    plain, measured = (
-        run(blind(replace(small, measures_steps=each), process=process), toy).params["kernel"] for each in (False, True)
+    plain, *measured = (
+        run(blind(replace(small, lengths=each), process=process), toy).params["kernel"]
+        for each in ("assumed", "joint", "parameters_first")
     )
-    assert (measured - 1 / 49).abs().max() < (plain - 1 / 49).abs().max()
+    for each in measured:
+        assert (each - 1 / 49).abs().max() < (plain - 1 / 49).abs().max()
 
 
 @pytest.mark.parametrize("guidance", [DPS("norm"), DPS("likelihood"), JOINT])

@@ -62,6 +62,12 @@ def test_the_joint_gram_matrix_is_solved(boundary, masked):
     )
     torch.testing.assert_close(found.flatten(), expected, atol=1e-6, rtol=1e-6)
 
+    without = dense_joint_gram(operator, image, kernel, 0.0, 0.2)
+    seen = residual if mask is None else mask * residual
+    expected = torch.where(kept, without @ seen.flatten(), 0)
+    found = operator.parameter_gram(seen, {"image": r_x2, "kernel": r_k2}, image=image, kernel=kernel, mask=mask)
+    torch.testing.assert_close(found.flatten(), expected)
+
 
 @pytest.mark.parametrize("boundary", ["circular", "reflect"])
 def test_errors_of_the_picture_may_be_correlated(boundary):

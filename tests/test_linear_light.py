@@ -75,13 +75,18 @@ def test_the_joint_gram_is_that_of_the_derivatives(boundary, masked):
     mask = random_mask(residual.shape[-2:]) if masked else None
     r2 = {"image": torch.tensor([0.3, 0.1]).double(), "kernel": torch.tensor([0.01, 0.2]).double()}
     found = operator.solve_joint_gram(residual, r2, SIGMA2, image=image, kernel=kernel, mask=mask)
+    seen = residual if mask is None else mask * residual
+    shaken = operator.parameter_gram(seen, r2, image=image, kernel=kernel, mask=mask)
     for b in range(2):
         J, B = torch.autograd.functional.jacobian(
             lambda x, k: operator(x, kernel=k).flatten(), (image[b : b + 1], kernel[b : b + 1])
         )
         kept = torch.ones(len(J), dtype=torch.bool) if mask is None else mask[b].expand_as(residual[b]).flatten() > 0
         J, B, Z = J.flatten(1), B.flatten(1), torch.eye(12).double() - 1 / 12  # the kernel's sum is known
-        gram = r2["image"][b] * J @ J.T + r2["kernel"][b] * B @ Z @ B.T + SIGMA2[b] * torch.eye(len(J), dtype=J.dtype)
+        of_kernel = r2["kernel"][b] * B @ Z @ B.T
+        explained = torch.where(kept, of_kernel @ torch.where(kept, residual[b].flatten(), 0), 0)
+        torch.testing.assert_close(shaken[b].flatten(), explained, rtol=1e-7, atol=1e-7)
+        gram = r2["image"][b] * J @ J.T + of_kernel + SIGMA2[b] * torch.eye(len(J), dtype=J.dtype)
         # Of the product of both errors: blurred light over the slope at y, as if the slope at x were its RMS there.
         k, x = kernel[b : b + 1], image[b : b + 1]
         scale = (BlurOperator(boundary)(slope(x).square(), kernel=k).sqrt() / slope(operator(x, kernel=k))).flatten()

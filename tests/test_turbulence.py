@@ -193,20 +193,24 @@ def test_joint_gram_is_close_to_the_dense_one(order, tolerance):
     A, B, C = (D.reshape(144, -1) for D in derivatives)
     Z = torch.eye(9, dtype=torch.float64) - 1 / 9  # the kernel's sum is known
     of_both = covariance_of_both(operator, image, kernel, Z, tilt=tilt)
-    gram = 0.01 * A @ A.T + 0.001 * B @ Z @ B.T + 1e-5 * of_both + 0.5 * C @ C.T
+    of_parameters = 0.001 * B @ Z @ B.T + 0.5 * C @ C.T
+    gram = 0.01 * A @ A.T + 1e-5 * of_both + of_parameters
     gram = gram + SIGMA2 * torch.eye(144, dtype=torch.float64)
     residual = torch.linalg.cholesky(gram) @ randn(144, 1, seed=6)
     expected = torch.linalg.solve(gram, residual)[:, 0]
 
+    estimates = {"image": image, "kernel": kernel, "tilt": tilt}
+
     def error(**changed):
-        r2_used = r2 | variances(**changed)
-        found = operator.solve_joint_gram(
-            residual.view(1, 1, 12, 12), r2_used, SIGMA2, image=image, kernel=kernel, tilt=tilt
-        )
+        found = operator.solve_joint_gram(residual.view(1, 1, 12, 12), r2 | variances(**changed), SIGMA2, **estimates)
         return float((found.flatten() - expected).norm() / expected.norm())
 
     assert error() < tolerance
     assert error(tilt=0.0) > 0.3
+
+    found = operator.parameter_gram(expected.view(1, 1, 12, 12), r2, **estimates).flatten()
+    explained = of_parameters @ expected
+    assert (found - explained).norm() < 2 * tolerance * explained.norm()
 
 
 def test_unusable_options_are_refused():

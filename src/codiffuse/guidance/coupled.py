@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,16 +31,29 @@ class Estimates:
     mask: Tensor | None = None
 
 
-class CoupledGuidance(Protocol):
-    """Approximation of the gradients of log p(y | x_t, k_t, ...) (BlindDPS, Theorem 1).
+@dataclass(frozen=True)
+class Pull:
+    """How the measurement pulls at the x0-hats of a step.
 
     Attributes:
-        measures_steps: whether it wants to know how much of the residual a step would explain, to scale it by
-            `step_length` (`JointPiGDM`).
+        at: the x0-hats.
+        residual: `(N, C, H', W')`, y less what they predict, 0 where a pixel does not count.
+        variance: of the noise of each pixel.
+        weighed: the residual as the guidance weighs it.
+        gradients: of the data term with respect to each x0-hat, in coordinates.
+        explained: by how much shifts of some of the x0-hats change what they predict, to first order.
     """
 
-    @property
-    def measures_steps(self) -> bool: ...
+    at: Estimates
+    residual: Tensor
+    variance: Tensor
+    weighed: Tensor
+    gradients: Mapping[str, Tensor]
+    explained: Callable[[Mapping[str, Tensor]], Tensor]
+
+
+class CoupledGuidance(Protocol):
+    """Approximation of the gradients of log p(y | x_t, k_t, ...) (BlindDPS, Theorem 1)."""
 
     def weigh(self, residual: Tensor, variance: Tensor, at: Estimates) -> Tensor:
         """What the derivatives of A take back to each unknown.
@@ -54,4 +67,8 @@ class CoupledGuidance(Protocol):
 
     def x0_shift(self, gradient: Tensor, step: Step) -> Tensor:
         """What it adds to x0-hat, given the gradient in x_t."""
+        ...
+
+    def measured(self, shifts: Mapping[str, Tensor], pull: Pull) -> Mapping[str, Tensor]:
+        """The shifts of all x0-hats, each as long as what it explains of the residual makes it."""
         ...

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from codiffuse.errors import InputError
 from codiffuse.fourier import over_batch, over_image
-from codiffuse.guidance.coupled import Estimates
+from codiffuse.guidance.coupled import Estimates, Pull
 from codiffuse.operators.operator import Operator
 from codiffuse.schedule import Step
 
@@ -30,7 +31,6 @@ class DPS:
 
     rule: Literal["norm", "constant", "likelihood"] = "norm"
     scale: float = 1.0
-    measures_steps: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.rule not in ("norm", "constant", "likelihood"):
@@ -88,3 +88,7 @@ class DPS:
         if self.rule == "likelihood":
             return gradient * (weight * step.score_weight)
         return gradient * (weight / step.x0_weight)
+
+    def measured(self, shifts: Mapping[str, Tensor], pull: Pull) -> Mapping[str, Tensor]:
+        """The shifts as they are: their length is a rule's."""
+        return shifts

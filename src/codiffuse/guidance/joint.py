@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from codiffuse.errors import InputError
-from codiffuse.fourier import Size
-from codiffuse.guidance.coupled import Estimates
+from codiffuse.fourier import Size, over_batch
+from codiffuse.guidance.coupled import Estimates, Pull
 from codiffuse.operators.covariance import Covariance, Stationary
 from codiffuse.schedule import Step
+
+LENGTHS = ("assumed", "joint", "parameters_first")
 
 
 @dataclass(frozen=True)
@@ -78,16 +80,20 @@ class JointPiGDM:
         zeta: factor on the gradient: `sqrt_alpha_bar` (Fast EM) or `one` (theory).
         data_unit: of unknowns whose priors differ in the unit of their coordinates, such as tilts, the unit (px) that
             `data_variance` is meant in; that of the prior at hand where it is left out.
-        measures_steps: scale each step by how much of the residual it explains (`step_length`). S is what the errors
-            are taken for, while the networks' derivatives say how far the x0-hats really go.
+        lengths: of a step. S is what the errors are taken for, while the networks' derivatives say how far the x0-hats
+            really go. `assumed` trusts S. The others look at how much of the residual a step would explain: `joint`
+            gives all x0-hats one length; `parameters_first` gives those of the operator theirs, then the image what
+            explains the rest. That suits laws of few numbers, such as Gaussian kernels.
     """
 
     data_variance: Mapping[str, float | PowerLaw]
     zeta: Literal["sqrt_alpha_bar", "one"] = "sqrt_alpha_bar"
     data_unit: Mapping[str, float] = field(default_factory=dict)
-    measures_steps: bool = False
+    lengths: Literal["assumed", "joint", "parameters_first"] = "assumed"
 
     def __post_init__(self) -> None:
+        if self.lengths not in LENGTHS:
+            raise InputError(f"Expected lengths among {', '.join(LENGTHS)}, got {self.lengths!r}.")
         if self.zeta not in ("sqrt_alpha_bar", "one"):
             raise InputError(f"Expected zeta sqrt_alpha_bar or one, got {self.zeta!r}.")
         for setting in ("data_variance", "data_unit"):
@@ -126,21 +132,55 @@ class JointPiGDM:
             variance: of the noise of each pixel; its mean is taken.
             at: the estimates.
         """
-        r2 = {name: self.covariance(name, at.step, at.units[name]) for name in at.values}
-        return at.operator.solve_joint_gram(residual, r2, variance.mean((1, 2, 3)), **at.values, mask=at.mask)
+        return at.operator.solve_joint_gram(residual, self._r2(at), variance.mean((1, 2, 3)), **at.values, mask=at.mask)
 
-    def step_length(self, residual: Tensor, weighed: Tensor, explained: Tensor, variance: Tensor) -> Tensor:
-        """`(N,)`, how far to go along a shift of all x0-hats that explains this much of a residual, all `(N, C, H, W)`.
+    def _r2(self, at: Estimates) -> dict[str, Covariance]:
+        return {name: self.covariance(name, at.step, at.units[name]) for name in at.values}
 
-        The shift is C J^T w, with the covariance C of what x_t leaves open as the networks' derivatives give it, and
+    def measured(self, shifts: Mapping[str, Tensor], pull: Pull) -> Mapping[str, Tensor]:
+        """The shifts of all x0-hats, as long as `lengths` says.
+
+        A shift is C J^T w, with the covariance C of what x_t leaves open as the networks' derivatives give it, and
         w = S^-1 r. Were S = J C J^T + sigma^2 I, the whole of it would be the mean of the posterior. As it is not,
-        this is the first step of conjugate gradients for that system, preconditioned by S: <r, w> over
-        <w, (J C J^T + sigma^2) w>.
+        `joint` takes the first step of conjugate gradients for that system, preconditioned by S.
         """
-        along, across = ((weighed * other).sum((1, 2, 3)) for other in (residual, explained + variance * weighed))
-        return torch.where(across > 0, along / across.clamp_min(1e-20), 0.0)
+        if self.lengths == "assumed":
+            return shifts
+        if self.lengths == "joint":
+            length = _step_length(pull, pull.residual, pull.explained(shifts))
+            return {name: over_batch(length, shift) * shift for name, shift in shifts.items()}
+        of_parameters = {name: shift for name, shift in shifts.items() if name != "image"}
+        explained = pull.explained(of_parameters)
+        length = self._parameter_length(pull, explained)
+        found = {name: over_batch(length, shift) * shift for name, shift in of_parameters.items()}
+        rest = pull.residual - over_batch(length, explained) * explained
+        length = _step_length(pull, rest, pull.explained({"image": shifts["image"]}))
+        return {**found, "image": over_batch(length, shifts["image"]) * shifts["image"]}
+
+    def _parameter_length(self, pull: Pull, explained: Tensor) -> Tensor:
+        """`(N,)` for the parameters of the operator, given what their shifts explain.
+
+        The first step of conjugate residuals for S' w = r, where S' has their networks' covariance in place of the
+        one assumed: it leaves least of r, as S weighs it. So it never goes further than the measurement asks for.
+        """
+        at, w = pull.at, pull.weighed
+        assumed = at.operator.parameter_gram(w, self._r2(at), **at.values, mask=at.mask)
+        image = pull.residual - assumed + explained  # S' w, as S w is the residual
+        along = (w * image).sum((1, 2, 3))
+        return _ratio(along, (image * self.weigh(image, pull.variance, at)).sum((1, 2, 3)))
 
     def x0_shift(self, gradient: Tensor, step: Step) -> Tensor:
         """What guidance adds to x0-hat: zeta (1 - alpha_bar) / sqrt(alpha_bar) gradient."""
         zeta = math.sqrt(step.alpha_bar) if self.zeta == "sqrt_alpha_bar" else 1.0
         return gradient * (zeta * step.score_weight)
+
+
+def _step_length(pull: Pull, residual: Tensor, explained: Tensor) -> Tensor:
+    """`(N,)`: <r, w> / <w, (J C J^T + sigma^2) w>, along shifts C J^T w that explain J C J^T w of a residual r."""
+    along, across = ((pull.weighed * v).sum((1, 2, 3)) for v in (residual, explained + pull.variance * pull.weighed))
+    return _ratio(along, across)
+
+
+def _ratio(along: Tensor, across: Tensor) -> Tensor:
+    """A length >= 0: what goes the wrong way is not taken."""
+    return torch.where(across > 0, along / across.clamp_min(1e-20), 0.0).clamp_min(0)

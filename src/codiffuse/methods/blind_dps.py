@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from codiffuse.errors import InputError
-from codiffuse.fourier import Size, over_batch
-from codiffuse.guidance.coupled import CoupledGuidance, Estimates
+from codiffuse.fourier import Size
+from codiffuse.guidance.coupled import CoupledGuidance, Estimates, Pull
 from codiffuse.guidance.dps import DPS
 from codiffuse.guidance.joint import JointPiGDM
 from codiffuse.methods.base import Callback, Measurement, Restoration, StepInfo, choose
@@ -157,20 +157,15 @@ class BlindDPS:
             x0 = {name: found[0] for name, found in denoised.items()}
             # Lines 7, 11, 12: the residual couples all x0-hats.
             pull = self._pull(folded, variables, x0, step)
-            shifts = {
-                name: factor * variable.step * self.guidance.x0_shift(denoised[name][2](pull.gradients[name]), step)
-                for name, variable in variables.items()
-            }
-            if self.guidance.measures_steps:
-                length = self.guidance.step_length(pull.residual, pull.weighed, pull.explained(shifts), pull.variance)
-                shifts = {name: over_batch(length, shift) * shift for name, shift in shifts.items()}
+            shifts = {name: self.guidance.x0_shift(denoised[name][2](pull.gradients[name]), step) for name in variables}
+            shifts = self.guidance.measured(shifts, pull)
             for name, variable in variables.items():
                 z = _draw(noise, f"{name}/step", shapes[name], y)
                 # Lines 8-11 and 13: ancestral sampling, and the step along the gradient.
-                fraction = denoised[name][1]
-                x_t[name] = variable.advance(self.process, x_t[name], x0[name], shifts[name], step, z, fraction)
+                shift, fraction = factor * variable.step * shifts[name], denoised[name][1]
+                x_t[name] = variable.advance(self.process, x_t[name], x0[name], shift, step, z, fraction)
             if callback:
-                callback(self._info(pull.values, y, n, number, len(steps), step))
+                callback(self._info(pull.at.values, y, n, number, len(steps), step))
             if number % STEPS_BETWEEN_LOOKS == 0 and not bool(torch.isfinite(x_t[IMAGE]).any()):
                 break
 
@@ -210,10 +205,16 @@ class BlindDPS:
                     objective = objective - variable.penalty(leaves[name]).sum()
             gradients = torch.autograd.grad(objective, list(leaves.values()))
 
-        def explained(shifts: dict[str, Tensor]) -> Tensor:
-            return torch.func.jvp(lambda at: _predict(data.operator, variables, at)[1], (x0,), (shifts,))[1]
+        def explained(shifts: Mapping[str, Tensor]) -> Tensor:
+            moved = {name: x0[name] for name in shifts}
 
-        return Pull(dict(zip(leaves, gradients, strict=True)), fixed, residual, weighed, variance, explained)
+            def predict(some: dict[str, Tensor]) -> Tensor:
+                return _predict(data.operator, variables, {**x0, **some})[1]
+
+            change = torch.func.jvp(predict, (moved,), (dict(shifts),))[1]
+            return change if data.mask is None else data.mask * change
+
+        return Pull(at, residual, variance, weighed, dict(zip(leaves, gradients, strict=True)), explained)
 
     def _shapes(self, measurement: Measurement) -> dict[str, tuple[int, ...]]:
         """`(B, n, C, H, W)` of each variable."""
@@ -240,27 +241,6 @@ class BlindDPS:
         # What is shown of the parameters is those of the first particle.
         params = {name: values[name].unflatten(0, (len(y), n))[:, 0] for name in self.parameters}
         return StepInfo(number, total, step.alpha_bar, image, params)
-
-
-@dataclass(frozen=True)
-class Pull:
-    """How the measurement pulls at the x0-hats of a step.
-
-    Attributes:
-        gradients: of the data term with respect to each x0-hat, turned.
-        values: what the x0-hats stand for.
-        residual: y less what they predict, 0 where a pixel does not count.
-        weighed: the residual as the guidance weighs it.
-        variance: of the noise of each pixel.
-        explained: by how much shifts of the x0-hats change what they predict, to first order.
-    """
-
-    gradients: Mapping[str, Tensor]
-    values: Mapping[str, Tensor]
-    residual: Tensor
-    weighed: Tensor
-    variance: Tensor
-    explained: Callable[[dict[str, Tensor]], Tensor]
 
 
 def _predict(

@@ -168,6 +168,19 @@ class BlurOperator:
 
         return self._iterate(gram, kept * residual, lambda v: kept * joint.divide(v), axes=3)
 
+    def parameter_gram(
+        self,
+        v: Tensor,
+        r2: Mapping[str, Covariance],
+        *,
+        image: Tensor,
+        kernel: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """`r_k^2 B Z B^T v`, what errors of the kernel alone add to `S v`; arguments as for `solve_joint_gram`."""
+        shaken = over_batch(r2["kernel"], v) * self._shake(image, v, kernel)
+        return shaken if mask is None else mask * shaken
+
     def _shake(self, image: Tensor, v: Tensor, kernel: Tensor) -> Tensor:
         """`B Z B^T v`: what errors of the kernel do, which leave its sum at one."""
         size = (kernel.shape[-2], kernel.shape[-1])

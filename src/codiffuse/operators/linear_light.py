@@ -128,6 +128,19 @@ class LinearLightBlur(BlurOperator):
 
         return self._iterate(gram, kept * residual, lambda v: kept * balance * joint.divide(balance * v), axes=3)
 
+    def parameter_gram(
+        self,
+        v: Tensor,
+        r2: Mapping[str, Covariance],
+        *,
+        image: Tensor,
+        kernel: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """`r_k^2 B Z B^T v`, linearised; see `BlurOperator`."""
+        at_y = slope(self(image, kernel=kernel))
+        return super().parameter_gram(v / at_y, r2, image=to_light(image), kernel=kernel, mask=mask) / at_y
+
     def _balance(self, at_y: Tensor, gain: Tensor, kernel: Tensor) -> Tensor:
         """1 / s, where J J^T is about s K K^T s: s compares the slopes under the kernel with those at y."""
         return at_y / fourier.convolve(gain.square(), kernel, self.boundary).clamp_min(TOE_SLOPE**2).sqrt()

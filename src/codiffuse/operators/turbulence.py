@@ -12,7 +12,7 @@ from torch import Tensor
 
 from codiffuse import fourier
 from codiffuse.errors import InputError
-from codiffuse.fourier import Size
+from codiffuse.fourier import Size, over_batch
 from codiffuse.operators.blur import BlurOperator
 from codiffuse.operators.covariance import Covariance
 from codiffuse.operators.warp import warp, warp_adjoint
@@ -120,8 +120,7 @@ class TurbulenceOperator:
             Shaped like `residual`; 0 where the mask is 0. A symmetric, positive definite map of the residual, up to
             the tolerance of conjugate gradients.
         """
-        blur = BlurOperator(self.boundary, self.pad_value)
-        warped = warp(image, tilt, self._warp_boundary, self.pad_value)
+        blur, warped = self._blur(), self._warped(image, tilt)
         of_image = r2["image"]
         if self.order == "tilt_then_blur":
             of_image = of_image + r2["tilt"] * _mean_square_gradient(warped)
@@ -129,6 +128,34 @@ class TurbulenceOperator:
             sigma2 = sigma2 + r2["tilt"] * _mean_square_gradient(blur(warped, kernel=kernel))
         variances = {"image": of_image, "kernel": r2["kernel"]}
         return blur.solve_joint_gram(residual, variances, sigma2, image=warped, kernel=kernel, mask=mask)
+
+    def parameter_gram(
+        self,
+        v: Tensor,
+        r2: Mapping[str, Covariance],
+        *,
+        image: Tensor,
+        kernel: Tensor,
+        tilt: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """What errors of kernel and tilt alone add to `S v`, with the approximations of `solve_joint_gram`."""
+        blur, warped = self._blur(), self._warped(image, tilt)
+        if self.order == "tilt_then_blur":
+            linear = BlurOperator(self.boundary)
+            changed, moved = warped, linear(linear.adjoint(v, kernel=kernel), kernel=kernel)
+        else:
+            changed, moved = blur(warped, kernel=kernel), v
+        of_tilt = over_batch(r2["tilt"] * _mean_square_gradient(changed), v) * moved
+        return (of_tilt if mask is None else mask * of_tilt) + blur.parameter_gram(
+            v, r2, image=warped, kernel=kernel, mask=mask
+        )
+
+    def _blur(self) -> BlurOperator:
+        return BlurOperator(self.boundary, self.pad_value)
+
+    def _warped(self, image: Tensor, tilt: Tensor) -> Tensor:
+        return warp(image, tilt, self._warp_boundary, self.pad_value)
 
     def image_shape(self, y_shape: Size, *, kernel_size: Size) -> Size:
         """The `(H, W)` of the image, and of the tilt, behind a measurement of this size."""
