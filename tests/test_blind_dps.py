@@ -1,5 +1,6 @@
 """BlindDPS: the released gradients, one loop for any variables, and what happens when a run diverges."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -8,6 +9,8 @@ import torch
 from torch import nn
 from toys import blurred_toy, gaussian_kernel_prior, gaussian_prior
 
+from benchmarks.blind_toy import Filter
+from codiffuse.errors import InputError
 from codiffuse.estimation.consensus import match_central
 from codiffuse.fourier import convolve
 from codiffuse.guidance.coupled import Estimates, Pull
@@ -28,6 +31,7 @@ from codiffuse.randomness import GeneratorNoise
 from codiffuse.schedule import linear_schedule
 from codiffuse.spaces import ImageSpace, KernelSpace, TiltSpace
 
+ONES = {"image": 1.0, "kernel": 1.0}
 JOINT = JointPiGDM({"image": 0.25, "kernel": 0.05}, lengths="joint")
 PUBLISHED_KERNEL = KernelSpace(rotated=True)  # the released program blurs by cross-correlation
 RELEASED_BLUR = BlurOperator("zero", pad_value=0.5)  # of pictures in [-1, 1], padded with 0
@@ -230,6 +234,11 @@ def test_an_operator_needs_no_kernel():
     assert found.params["tilt"].shape == (2, 2, 32, 32)
     joint = replace(method, guidance=JointPiGDM({"image": 0.25, "tilt": 0.1}))
     assert "solve_joint_gram" in joint.supports(Warp())
+    with pytest.raises(InputError, match="dark for a kernel alone"):
+        replace(method, parameters={"tilt": replace(tilt, dark=0.1)})
+    first = blind(replace(JOINT, lengths="parameters_first"))
+    assert first.supports(BlurOperator()) is None
+    assert "parameter_gram" in first.supports(Filter())
     assert blind().supports(BlurOperator()) is None
 
 
@@ -270,24 +279,46 @@ def pull_of_sum(guidance, really, noise):
 
 def test_a_measured_step_goes_as_far_as_the_networks_do():
     """In a linear problem whose errors are twice what S takes them for, one step is about half as long."""
-    noise = 0.01
+    guidance, noise = replace(JOINT, zeta="one"), 0.01
     for times, factor in ((1, lambda v: 1.0), (2, lambda v: (v + noise) / (2 * v + noise)), (-1, lambda v: 0.0)):
-        shifts, pull, r2 = pull_of_sum(JOINT, {"image": times, "kernel": times}, noise)
-        for name, found in JOINT.measured(shifts, pull).items():
+        shifts, pull, r2 = pull_of_sum(guidance, {"image": times, "kernel": times}, noise)
+        for name, found in guidance.measured(shifts, pull, ONES).items():
             torch.testing.assert_close(found, factor(sum(r2.values())) * shifts[name])
 
 
 def test_the_image_explains_what_the_operators_parameters_leave():
     """In this problem both lengths together give the mean of the posterior, however wrong S is about the kernel."""
-    guidance, noise = replace(JOINT, lengths="parameters_first"), 0.01
+    guidance, noise = replace(JOINT, lengths="parameters_first", zeta="one"), 0.01
     for times in (0.1, 1, 30):
         shifts, pull, r2 = pull_of_sum(guidance, {"image": 1, "kernel": times}, noise)
-        found = guidance.measured(shifts, pull)
+        found = guidance.measured(shifts, pull, ONES)
         really = {"image": r2["image"], "kernel": times * r2["kernel"]}
         for name, variance in really.items():
             torch.testing.assert_close(found[name], variance / (sum(really.values()) + noise) * pull.residual)
     shifts, pull, _ = pull_of_sum(guidance, {"image": 1, "kernel": -30}, noise)
-    assert float(guidance.measured(shifts, pull)["kernel"].abs().max()) == 0  # what goes the wrong way is not taken
+    assert (
+        float(guidance.measured(shifts, pull, ONES)["kernel"].abs().max()) == 0
+    )  # what goes the wrong way is not taken
+
+
+def test_the_image_explains_what_a_shorter_step_of_the_kernel_leaves():
+    """zeta and the steps scale what was measured, and the image's length knows how far the kernel really goes."""
+    guidance, noise = replace(JOINT, lengths="parameters_first", zeta="sqrt_alpha_bar"), 0.01
+    shifts, pull, r2 = pull_of_sum(guidance, {"image": 1, "kernel": 1}, noise)
+    zeta = math.sqrt(pull.at.step.alpha_bar)
+    found = guidance.measured(shifts, pull, {"image": 1.0, "kernel": 0.25})
+    kernel = zeta * 0.25 * r2["kernel"] / (sum(r2.values()) + noise)
+    image = zeta * r2["image"] / (r2["image"] + noise) * (1 - kernel)
+    torch.testing.assert_close(found["kernel"], kernel * pull.residual)
+    torch.testing.assert_close(found["image"], image * pull.residual)
+
+
+def test_pixels_that_do_not_count_change_nothing_where_a_chain_is_cut():
+    toy = blurred_toy()
+    mask = (torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)) > 0.3).float()
+    method = blind(process=ReverseProcess(5, start=0.5))
+    good, bad = (run(method, replace(toy, y=y, mask=mask)) for y in (toy.y, torch.where(mask > 0, toy.y, 1 - toy.y)))
+    torch.testing.assert_close(good.image, bad.image)
 
 
 def test_a_step_that_explains_too_much_is_shortened():

@@ -11,7 +11,7 @@ from programs import says
 
 from codiffuse import cli
 from codiffuse.guidance.dps import DPS
-from codiffuse.guidance.joint import JointPiGDM
+from codiffuse.guidance.joint import JointPiGDM, PowerLaw
 from codiffuse.methods.base import Measurement
 from codiffuse.methods.blind_dps import BlindDPS
 from codiffuse.methods.steps import ReverseProcess
@@ -95,7 +95,7 @@ def test_published_presets_state_every_value(name):
     stated = yaml.safe_load((cli.config_dir() / f"method/{name}.yaml").read_text())
     assert [next(iter(each)) for each in stated["defaults"][:-1]] == ["/guidance@guidance", "/unknowns@parameters"]
     assert {each.name for each in fields(BlindDPS)} <= stated.keys()
-    assert {each.name for each in fields(ReverseProcess)} - {"start"} <= stated["process"].keys()
+    assert {each.name for each in fields(ReverseProcess)} <= stated["process"].keys()
     assert {each.name for each in fields(DPS)} <= stated["guidance"].keys()
     assert {"step", "projected_mean", "penalty", "dark"} <= stated["parameters"]["kernel"].keys()
 
@@ -103,7 +103,14 @@ def test_published_presets_state_every_value(name):
 def test_our_own_preset(use_tiny_zoo):
     found = preset("blind_dps", "method.max_retries=1", "method.process.clip=none")
     assert (found.max_retries, found.process.clip, found.process.variance) == (1, "none", "small")
-    assert isinstance(found.guidance, JointPiGDM)
+    assert (found.process.start, found.process.num_steps) == (0.6, 50)
+    variances = {"image": PowerLaw(), "kernel": 1.0, "tilt": 0.05}
+    assert found.guidance == JointPiGDM(variances, "one", {"tilt": 2.5}, "joint")
+
+
+@pytest.mark.parametrize("name", ["bench/bsd100_gaussian", "bench/bsd100_turbulence", "blinddps/gaussian"])
+def test_gaussian_kernels_go_first(name, use_tiny_zoo):
+    assert preset("blind_dps", f"experiment={name}").guidance.lengths == "parameters_first"
 
 
 def test_the_projection_may_be_chosen(use_tiny_zoo):

@@ -7,7 +7,8 @@ import torch
 
 from codiffuse.guidance.joint import JointPiGDM, PowerLaw
 from codiffuse.operators.blur import BlurOperator
-from codiffuse.operators.covariance import Stationary, covary, image_power
+from codiffuse.operators.covariance import Stationary, covary, filtered, image_power
+from codiffuse.operators.joint_spectrum import JointSpectrum
 from codiffuse.schedule import linear_schedule
 
 STEP = linear_schedule().steps()[500]
@@ -121,3 +122,21 @@ def test_the_mean_brightness_is_known():
         for r2 in (0.0, 1.0)
     )
     torch.testing.assert_close(unsure, sure)
+
+
+def test_the_closed_form_knows_its_own_part_of_the_kernel():
+    """S without it is what is left for a sure kernel with as much noise as the product of both errors adds."""
+    generator = torch.Generator().manual_seed(0)
+    image, kernel = (torch.rand(1, 3, n, n, generator=generator).double() for n in (16, 5))
+    kernel = kernel[:, :1] / kernel[:, :1].sum()
+    v, sigma2 = torch.randn(1, 3, 16, 16, generator=generator).double(), torch.tensor([0.01]).double()
+    r2 = {"image": torch.tensor([0.3]).double(), "kernel": torch.tensor([0.02]).double()}
+    operator, values = BlurOperator(), {"image": image, "kernel": kernel}
+    w = operator.solve_joint_gram(v, r2, sigma2, **values)
+    rest = v - operator.parameter_gram(w, r2, **values)
+    spectrum = JointSpectrum.of(r2, sigma2, image, kernel, (16, 16))
+    torch.testing.assert_close(rest, filtered(w, spectrum.a, (16, 16)))
+    # On the support alone it is more, in fewer directions: the closed form spreads it over the whole picture.
+    ones = torch.ones_like(v[:, :1])
+    exact = operator.parameter_gram(w, r2, **values, mask=ones)
+    assert not torch.allclose(exact, v - rest)

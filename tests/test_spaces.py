@@ -1,5 +1,7 @@
 """Spaces between what an unknown is and the coordinates in which it diffuses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -95,3 +97,15 @@ def test_what_is_dark_is_no_light():
     torch.testing.assert_close(KernelSpace(dark=0.02).decode(haze), kernel / 3)
     with pytest.raises(InputError, match="dark from 0"):
         KernelSpace(dark=1.0)
+
+
+@pytest.mark.parametrize("projection", ["divide", "euclidean"])
+@pytest.mark.parametrize("scaling", ["max", "sum"])
+def test_the_dark_is_a_share_of_the_kernels_range(scaling, projection):
+    """Whatever the scale of the coordinates: what lies below a tenth of the peak is gone, the rest loses as much."""
+    kernel, space = line(), KernelSpace(scaling, projection)
+    found = replace(space, dark=0.1).decode(space.encode(kernel))
+    expected = shift_and_divide(kernel - 0.1 * kernel.amax((-2, -1), keepdim=True))
+    torch.testing.assert_close(found, expected)
+    unit = replace(space, dark=0.1).unit(space.encode(kernel))
+    assert bool((unit > space.unit(space.encode(kernel))).all())  # less light, in fewer pixels

@@ -211,6 +211,10 @@ def test_joint_gram_is_close_to_the_dense_one(order, tolerance):
     found = operator.parameter_gram(expected.view(1, 1, 12, 12), r2, **estimates).flatten()
     explained = of_parameters @ expected
     assert (found - explained).norm() < 2 * tolerance * explained.norm()
+    mask = (randn(1, 1, 12, 12, seed=5) > 0).double()
+    seen = mask * residual.view(1, 1, 12, 12)
+    masked = operator.parameter_gram(seen, r2, **estimates, mask=mask)
+    torch.testing.assert_close(masked, mask * operator.parameter_gram(seen, r2, **estimates))
 
 
 def test_unusable_options_are_refused():

@@ -7,7 +7,7 @@ import torch
 from toys import blurred_toy, gaussian_kernel_prior
 
 from codiffuse.errors import InputError
-from codiffuse.guidance.coupled import Estimates
+from codiffuse.guidance.coupled import Estimates, Pull
 from codiffuse.guidance.dps import DPS
 from codiffuse.guidance.joint import JointPiGDM, PowerLaw
 from codiffuse.guidance.pigdm import PiGDM
@@ -78,7 +78,10 @@ def test_the_uniform_prior_is_a_descent_along_the_gradient():
 def test_the_mean_moves_by_what_the_rule_says_times_the_gradient(guidance, weight):
     """BlindDPS, Alg. 1, lines 11 and 13; Fast EM, Eq. 15."""
     gradient, variable = coordinates(4), Variable(gaussian_kernel_prior(), size=5)
-    moved = advance(variable, shift=guidance.x0_shift(gradient, STEP)) - advance(variable)
+    nothing = torch.zeros(1)
+    pull = Pull(Estimates(None, {}, {}, STEP), nothing, nothing, nothing, {}, None)
+    shift = guidance.measured({"kernel": guidance.x0_shift(gradient, STEP)}, pull, {"kernel": 1.0})["kernel"]
+    moved = advance(variable, shift=shift) - advance(variable)
     torch.testing.assert_close(moved, weight * gradient, atol=1e-6, rtol=1e-4)
 
 
@@ -168,3 +171,9 @@ def test_sizes_may_be_oblong():
     assert Variable(space=KernelSpace(), size=(5, 7)).shape((32, 40)) == (1, 5, 7)
     assert Variable(space=KernelSpace(), size=[5, 7]).shape((32, 40)) == (1, 5, 7)
     assert Variable(space=TiltSpace(), channels=2).shape((32, 40)) == (2, 32, 40)
+
+
+def test_the_dark_of_a_variable_goes_before_that_of_its_space():
+    space = KernelSpace(dark=0.1)
+    assert Variable(space=space).coordinates == space
+    assert Variable(space=space, dark=0.0).coordinates == KernelSpace()

@@ -63,7 +63,8 @@ class KernelSpace:
             this floor away, and leaves a kernel as it is that covers less than half of its support.
         rotated: coordinates show kernels turned by 180 degrees: those that a cross-correlation blurs with.
         dark: share of the range up to which a value is no light: it is taken off before the projection. What a network
-            leaves in the dark is little, but there are a thousand pixels of it.
+            leaves in the dark is little, but there are a thousand pixels of it. Kernels of scaling `sum` do not fill
+            the range: of them it is a share of the largest value.
     """
 
     scaling: Literal["max", "sum"] = "max"
@@ -84,7 +85,7 @@ class KernelSpace:
         return self._turned(2 * scaled - 1)
 
     def decode(self, coordinates: Tensor) -> Tensor:
-        kernel = self._turned((coordinates + 1) / 2 - self.dark)
+        kernel = self._turned(self._light(coordinates))
         if self.projection == "divide":
             return shift_and_divide(kernel)
         # What is subtracted everywhere does not change the nearest point.
@@ -94,7 +95,13 @@ class KernelSpace:
         # Of the support, only about as many pixels as its mass have light, and only these are unsure: a share of
         # mass / area in the mean square.
         area = coordinates.shape[-2] * coordinates.shape[-1]
-        return 0.5 / (area * self._mass((coordinates + 1) / 2 - self.dark).flatten()).sqrt()
+        return 0.5 / (area * self._mass(self._light(coordinates)).flatten()).sqrt()
+
+    def _light(self, coordinates: Tensor) -> Tensor:
+        kernel = (coordinates + 1) / 2
+        if self.dark == 0:
+            return kernel
+        return kernel - self.dark * (kernel.amax((-2, -1), keepdim=True) if self.scaling == "sum" else 1)
 
     def _mass(self, kernel: Tensor) -> Tensor:
         """`(B, 1, 1, 1)` what the projection takes for the sum of a kernel of free scale."""

@@ -19,7 +19,7 @@ class Estimates:
     Attributes:
         operator: A.
         values: the x0-hats as values, by name: `image` `(N, C, H, W)` and the parameters of A.
-        units: `(N,)` of each, `Space.unit`: how far a value goes with its coordinate.
+        units: `(N,)` of each, `Space.unit`: how far values go with coordinates, in the root mean square.
         step: where in the chain.
         mask: `(N, 1, H', W')`, 0 where a pixel of y does not count; `None` counts all.
     """
@@ -69,6 +69,6 @@ class CoupledGuidance(Protocol):
         """What it adds to x0-hat, given the gradient in x_t."""
         ...
 
-    def measured(self, shifts: Mapping[str, Tensor], pull: Pull) -> Mapping[str, Tensor]:
-        """The shifts of all x0-hats, each as long as what it explains of the residual makes it."""
+    def measured(self, shifts: Mapping[str, Tensor], pull: Pull, steps: Mapping[str, float]) -> Mapping[str, Tensor]:
+        """The shifts of all x0-hats, each as long as what it explains of the residual makes it, times its step."""
         ...

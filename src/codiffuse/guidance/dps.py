@@ -89,6 +89,6 @@ class DPS:
             return gradient * (weight * step.score_weight)
         return gradient * (weight / step.x0_weight)
 
-    def measured(self, shifts: Mapping[str, Tensor], pull: Pull) -> Mapping[str, Tensor]:
-        """The shifts as they are: their length is a rule's."""
-        return shifts
+    def measured(self, shifts: Mapping[str, Tensor], pull: Pull, steps: Mapping[str, float]) -> Mapping[str, Tensor]:
+        """The shifts times their steps: their length is a rule's."""
+        return {name: steps[name] * shift for name, shift in shifts.items()}

@@ -93,10 +93,17 @@ class JointPiGDM:
 
     def __post_init__(self) -> None:
         if self.lengths not in LENGTHS:
-            raise InputError(f"Expected lengths among {', '.join(LENGTHS)}, got {self.lengths!r}.")
+            raise InputError(
+                f"Expected lengths among {', '.join(LENGTHS)}, got {self.lengths!r}; set step_lengths=joint."
+            )
         if self.zeta not in ("sqrt_alpha_bar", "one"):
             raise InputError(f"Expected zeta sqrt_alpha_bar or one, got {self.zeta!r}.")
         for setting in ("data_variance", "data_unit"):
+            if not isinstance(getattr(self, setting), Mapping):
+                raise InputError(
+                    f"Expected {setting} of each unknown, got {getattr(self, setting)!r}; set "
+                    f"method.guidance.{setting}.kernel=."
+                )
             for name, value in getattr(self, setting).items():
                 if setting == "data_variance" and name == "image" and isinstance(value, PowerLaw):
                     continue
@@ -137,31 +144,32 @@ class JointPiGDM:
     def _r2(self, at: Estimates) -> dict[str, Covariance]:
         return {name: self.covariance(name, at.step, at.units[name]) for name in at.values}
 
-    def measured(self, shifts: Mapping[str, Tensor], pull: Pull) -> Mapping[str, Tensor]:
-        """The shifts of all x0-hats, as long as `lengths` says.
+    def measured(self, shifts: Mapping[str, Tensor], pull: Pull, steps: Mapping[str, float]) -> Mapping[str, Tensor]:
+        """The shifts of all x0-hats, as long as `lengths` says, times zeta and a step of each.
 
         A shift is C J^T w, with the covariance C of what x_t leaves open as the networks' derivatives give it, and
         w = S^-1 r. Were S = J C J^T + sigma^2 I, the whole of it would be the mean of the posterior. As it is not,
         `joint` takes the first step of conjugate gradients for that system, preconditioned by S.
         """
+        zeta = math.sqrt(pull.at.step.alpha_bar) if self.zeta == "sqrt_alpha_bar" else 1.0
+        taken = {name: zeta * steps[name] * shift for name, shift in shifts.items()}
         if self.lengths == "assumed":
-            return shifts
+            return taken
         if self.lengths == "joint":
-            length = _step_length(pull, pull.residual, pull.explained(shifts))
-            return {name: over_batch(length, shift) * shift for name, shift in shifts.items()}
-        of_parameters = {name: shift for name, shift in shifts.items() if name != "image"}
-        explained = pull.explained(of_parameters)
-        length = self._parameter_length(pull, explained)
-        found = {name: over_batch(length, shift) * shift for name, shift in of_parameters.items()}
-        rest = pull.residual - over_batch(length, explained) * explained
-        length = _step_length(pull, rest, pull.explained({"image": shifts["image"]}))
-        return {**found, "image": over_batch(length, shifts["image"]) * shifts["image"]}
+            return _scaled(taken, _step_length(pull, pull.residual, pull.explained(shifts)))
+        image = {"image": shifts["image"]}
+        parameters = {name: shift for name, shift in shifts.items() if name not in image}
+        length = self._parameter_length(pull, pull.explained(parameters))
+        found = _scaled({name: taken[name] for name in parameters}, length)
+        rest = pull.residual - pull.explained(found)
+        length = _step_length(pull, rest, pull.explained(image))
+        return found | _scaled({"image": taken["image"]}, length)
 
     def _parameter_length(self, pull: Pull, explained: Tensor) -> Tensor:
         """`(N,)` for the parameters of the operator, given what their shifts explain.
 
         The first step of conjugate residuals for S' w = r, where S' has their networks' covariance in place of the
-        one assumed: it leaves least of r, as S weighs it. So it never goes further than the measurement asks for.
+        one assumed: it leaves least of r, as S weighs it.
         """
         at, w = pull.at, pull.weighed
         assumed = at.operator.parameter_gram(w, self._r2(at), **at.values, mask=at.mask)
@@ -170,9 +178,12 @@ class JointPiGDM:
         return _ratio(along, (image * self.weigh(image, pull.variance, at)).sum((1, 2, 3)))
 
     def x0_shift(self, gradient: Tensor, step: Step) -> Tensor:
-        """What guidance adds to x0-hat: zeta (1 - alpha_bar) / sqrt(alpha_bar) gradient."""
-        zeta = math.sqrt(step.alpha_bar) if self.zeta == "sqrt_alpha_bar" else 1.0
-        return gradient * (zeta * step.score_weight)
+        """What guidance adds to x0-hat, before zeta: (1 - alpha_bar) / sqrt(alpha_bar) gradient."""
+        return gradient * step.score_weight
+
+
+def _scaled(shifts: Mapping[str, Tensor], length: Tensor) -> dict[str, Tensor]:
+    return {name: over_batch(length, shift) * shift for name, shift in shifts.items()}
 
 
 def _step_length(pull: Pull, residual: Tensor, explained: Tensor) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from codiffuse.errors import InputError
 from codiffuse.fourier import Size
@@ -99,8 +101,12 @@ class BlindDPS:
         """`None`, or why not."""
         if set(operator.params) != set(self.parameters):
             return f"estimates {', '.join(self.parameters)}, not {', '.join(operator.params)}"
-        if isinstance(self.guidance, JointPiGDM) and not hasattr(operator, "solve_joint_gram"):
+        if not isinstance(self.guidance, JointPiGDM):
+            return None
+        if not hasattr(operator, "solve_joint_gram"):
             return "needs solve_joint_gram of it for joint PiGDM (guidance@method.guidance=dps does not)"
+        if self.guidance.lengths == "parameters_first" and not hasattr(operator, "parameter_gram"):
+            return "needs parameter_gram of it for step_lengths=parameters_first (joint does not)"
         return None
 
     @torch.no_grad()
@@ -147,7 +153,7 @@ class BlindDPS:
         # BlindDPS, Alg. 1, line 1: x_N, k_N ~ N(0, I).
         x_t = {name: _draw(noise, f"{name}/init", shapes[name], y) for name in variables}
         if self.process.start < 1:
-            x_t = self._cut_start(x_t, self.image.coordinates.encode(folded.y), schedule)
+            x_t = self._cut_start(x_t, self.image.coordinates.encode(_filled(folded)), schedule)
         for number, step in enumerate(steps, 1):
             # Lines 3-6: scores and x0-hat, of each variable by its own network.
             denoised = {
@@ -158,12 +164,12 @@ class BlindDPS:
             # Lines 7, 11, 12: the residual couples all x0-hats.
             pull = self._pull(folded, variables, x0, step)
             shifts = {name: self.guidance.x0_shift(denoised[name][2](pull.gradients[name]), step) for name in variables}
-            shifts = self.guidance.measured(shifts, pull)
+            shifts = self.guidance.measured(shifts, pull, {name: factor * v.step for name, v in variables.items()})
             for name, variable in variables.items():
                 z = _draw(noise, f"{name}/step", shapes[name], y)
                 # Lines 8-11 and 13: ancestral sampling, and the step along the gradient.
-                shift, fraction = factor * variable.step * shifts[name], denoised[name][1]
-                x_t[name] = variable.advance(self.process, x_t[name], x0[name], shift, step, z, fraction)
+                fraction = denoised[name][1]
+                x_t[name] = variable.advance(self.process, x_t[name], x0[name], shifts[name], step, z, fraction)
             if callback:
                 callback(self._info(pull.at.values, y, n, number, len(steps), step))
             if number % STEPS_BETWEEN_LOOKS == 0 and not bool(torch.isfinite(x_t[IMAGE]).any()):
@@ -206,13 +212,11 @@ class BlindDPS:
             gradients = torch.autograd.grad(objective, list(leaves.values()))
 
         def explained(shifts: Mapping[str, Tensor]) -> Tensor:
-            moved = {name: x0[name] for name in shifts}
-
-            def predict(some: dict[str, Tensor]) -> Tensor:
-                return _predict(data.operator, variables, {**x0, **some})[1]
-
-            change = torch.func.jvp(predict, (moved,), (dict(shifts),))[1]
-            return change if data.mask is None else data.mask * change
+            with warnings.catch_warnings(), forward_ad.dual_level():
+                # Torch's own, when the first dual number is made.
+                warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+                moved = {name: forward_ad.make_dual(x0[name], shift) for name, shift in shifts.items()}
+                return forward_ad.unpack_dual(_predict(data.operator, variables, {**x0, **moved})[1]).tangent
 
         return Pull(at, residual, variance, weighed, dict(zip(leaves, gradients, strict=True)), explained)
 
@@ -251,6 +255,14 @@ def _predict(
     return values, operator(values[IMAGE], **{name: value for name, value in values.items() if name != IMAGE})
 
 
+def _filled(data: Measurement) -> Tensor:
+    """y, with the mean of the others in the place of pixels that do not count."""
+    if data.mask is None:
+        return data.y
+    mean = (data.mask * data.y).sum((-2, -1), keepdim=True) / data.mask.sum((-2, -1), keepdim=True).clamp_min(1)
+    return torch.where(data.mask > 0, data.y, mean)
+
+
 def _draw(noise: NoiseSource, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
     return noise.normal(name, shape, like).flatten(0, 1)
 
@@ -261,3 +273,5 @@ def _check_kind(name: str, variable: Variable) -> None:
     for kind, space in KINDS.items():
         if name in KINDS and name != kind and any(isinstance(each, space) for each in spaces):
             raise InputError(f"Expected a prior of {name}s for the {name}, got one of {kind}s; set prior.{name}.name=.")
+    if variable.dark is not None and not isinstance(variable.coordinates, KernelSpace):
+        raise InputError(f"Expected dark for a kernel alone, got it for the {name}; leave it out.")

@@ -52,6 +52,12 @@ class ReverseProcess:
             raise InputError(f"Expected a whole number of steps or 'ddimN' for num_steps, got {self.num_steps!r}.")
         if not 0 < self.start <= 1 or not 0 <= self.eta <= 1:
             raise InputError(f"Expected start in (0, 1] and eta in [0, 1], got {self.start} and {self.eta}.")
+        kept = round(self.start * len(linear_schedule()))
+        if not isinstance(self.num_steps, str) and not 1 <= self.num_steps <= kept:
+            raise InputError(
+                f"Expected num_steps from 1 to {kept}, which start={self.start:g} leaves of the chain, got "
+                f"{self.num_steps}; set method.process.start=1 for all of it."
+            )
         if not self.spacing >= 1 or (self.spacing != 1 and isinstance(self.num_steps, str)):
             raise InputError(
                 f"Expected spacing >= 1, and 1 for num_steps in words, got {self.spacing} for {self.num_steps!r}; "

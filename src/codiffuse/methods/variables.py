@@ -82,7 +82,8 @@ class Variable:
         projected_mean: whether the mean of x_{t-1} takes x0-hat as its values are after the projection (the paper's
             Alg. 1, lines 7 and 10), or as the prior gives it (the released program).
         penalty: what promotes sparsity of a kernel; see `Penalty` for the unit of its weight.
-        dark: of a kernel, the share of the range up to which a value is no light (`KernelSpace.dark`).
+        dark: of a kernel, the share of the range up to which a value is no light; `None` is that of its space
+            (`KernelSpace.dark`).
     """
 
     prior: Prior | None = None
@@ -92,7 +93,7 @@ class Variable:
     step: float = 1.0
     projected_mean: bool = False
     penalty: Penalty | None = None
-    dark: float = 0.0
+    dark: float | None = None
 
     def __post_init__(self) -> None:
         if self.prior is None and self.space is None:
@@ -108,7 +109,8 @@ class Variable:
     def coordinates(self) -> Space:
         """Between its values and its coordinates."""
         space = self.space if self.space is not None else self.prior.space
-        return replace(space, dark=self.dark) if self.dark and isinstance(space, KernelSpace) else space
+        has_dark = self.dark is not None and isinstance(space, KernelSpace)
+        return replace(space, dark=self.dark) if has_dark else space
 
     def shape(self, image_size: Size) -> tuple[int, int, int]:
         """Channels, height and width, beside an image of that height and width."""

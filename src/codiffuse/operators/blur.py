@@ -143,6 +143,8 @@ class BlurOperator:
             S = A Cov(dx) A^T + r_k^2 B Z B^T + Cov(dk * dx) + sigma2 I,
 
         where `B` is the blur as a map of the kernel and `Z` leaves the kernel's sum at one (`covariance.zero_sum`).
+        With a circular boundary and no mask S is taken apart by FFT, as if the kernel were free on the whole picture
+        (`JointSpectrum`): exact for a kernel of that size, and elsewhere an approximation of its part.
 
         Args:
             residual: `(B, C, H', W')`, shaped like the measurement.
@@ -177,7 +179,9 @@ class BlurOperator:
         kernel: Tensor,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """`r_k^2 B Z B^T v`, what errors of the kernel alone add to `S v`; arguments as for `solve_joint_gram`."""
+        """What errors of the kernel alone add to `S v`, as `solve_joint_gram`, whose arguments these are, takes S."""
+        if self.boundary == "circular" and mask is None:
+            return JointSpectrum.of_kernel(v, image, kernel, r2["kernel"], (v.shape[-2], v.shape[-1]))
         shaken = over_batch(r2["kernel"], v) * self._shake(image, v, kernel)
         return shaken if mask is None else mask * shaken
 

@@ -44,6 +44,13 @@ class JointSpectrum:
         q = of_kernel / (grid[0] * grid[1])
         return cls(X, a, q / (a + q * abs2(X).sum(1, keepdim=True)), both, grid)
 
+    @staticmethod
+    def of_kernel(v: Tensor, image: Tensor, kernel: Tensor, r2: Tensor, grid: Size) -> Tensor:
+        """`q X X^H v`, the part of S that is due to errors of the kernel alone; arguments as there."""
+        X, V = rfft2(image, s=grid), rfft2(v, s=grid)
+        q = kernel_power(kernel, r2, grid) / (grid[0] * grid[1])
+        return irfft2(q * (X.conj() * V).sum(1, keepdim=True) * X, s=grid)[..., : v.shape[-2], : v.shape[-1]]
+
     def divide(self, v: Tensor) -> Tensor:
         """`S^-1 v` of `(B, C, H', W')`, filled up with zeros; Sherman & Morrison's formula."""
         V = rfft2(v, s=self.grid)

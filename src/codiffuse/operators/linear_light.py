@@ -139,7 +139,8 @@ class LinearLightBlur(BlurOperator):
     ) -> Tensor:
         """`r_k^2 B Z B^T v`, linearised; see `BlurOperator`."""
         at_y = slope(self(image, kernel=kernel))
-        return super().parameter_gram(v / at_y, r2, image=to_light(image), kernel=kernel, mask=mask) / at_y
+        shaken = over_batch(r2["kernel"], v) * self._shake(to_light(image), v / at_y, kernel) / at_y
+        return shaken if mask is None else mask * shaken
 
     def _balance(self, at_y: Tensor, gain: Tensor, kernel: Tensor) -> Tensor:
         """1 / s, where J J^T is about s K K^T s: s compares the slopes under the kernel with those at y."""

@@ -14,8 +14,8 @@ class Operator(Protocol):
     """y = A(x; params), differentiable in the image and in each of its parameters.
 
     `image_shape` and `crop_to_frame` are told the `kernel_size` of an operator that has a `kernel` (`support`), and of
-    another nothing but the size or the image. Guidance may ask for more: joint PiGDM for `solve_joint_gram`, non-blind
-    DPS for `adjoint`, as in `operators/blur.py`.
+    another nothing but the size or the image. Guidance may ask for more: joint PiGDM for `solve_joint_gram` and
+    `parameter_gram`, non-blind DPS for `adjoint`, as in `operators/blur.py`.
 
     Attributes:
         params: names of its parameters, which are keywords of a call.
