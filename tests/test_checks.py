@@ -23,6 +23,7 @@ WRONG = {
     "boundary": (["xyz", None, 3], "unknown, circular"),
     "num_samples": ([True, None, 0, 1.5, "4"], "a whole number of at least 1"),
     "num_particles": ([True, None, 0, 2.0], "a whole number of at least 1"),
+    "step_lengths": (["each", None, 1], "joint, parameters_first, assumed"),
     "window": ([None, -1], "a whole number of at least 1"),
     "tile": ([None, 0.5], "a whole number of at least 1"),
     "max_memory": ([float("nan"), float("inf"), 0, -1, "much", True], "null or a positive number of GiB"),

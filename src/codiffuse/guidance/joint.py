@@ -26,7 +26,7 @@ from codiffuse.guidance.coupled import Estimates, Pull
 from codiffuse.operators.covariance import Covariance, Stationary
 from codiffuse.schedule import Step
 
-LENGTHS = ("assumed", "joint", "parameters_first")
+LENGTHS = ("joint", "parameters_first", "assumed")
 
 
 @dataclass(frozen=True)
@@ -173,9 +173,9 @@ class JointPiGDM:
         """
         at, w = pull.at, pull.weighed
         assumed = at.operator.parameter_gram(w, self._r2(at), **at.values, mask=at.mask)
-        image = pull.residual - assumed + explained  # S' w, as S w is the residual
-        along = (w * image).sum((1, 2, 3))
-        return _ratio(along, (image * self.weigh(image, pull.variance, at)).sum((1, 2, 3)))
+        really = pull.residual - assumed + explained  # S' w, as S w is the residual
+        along = (w * really).sum((1, 2, 3))
+        return _ratio(along, (really * self.weigh(really, pull.variance, at)).sum((1, 2, 3)))
 
     def x0_shift(self, gradient: Tensor, step: Step) -> Tensor:
         """What guidance adds to x0-hat, before zeta: (1 - alpha_bar) / sqrt(alpha_bar) gradient."""

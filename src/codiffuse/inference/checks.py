@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from codiffuse.errors import InputError
 from codiffuse.fourier import BOUNDARIES
+from codiffuse.guidance.joint import LENGTHS
 from codiffuse.methods.base import is_blind
 
 
@@ -85,6 +86,7 @@ SETTINGS: dict[str, Kind] = {
     "boundary": _one_of("unknown", *(name for name in BOUNDARIES if name != "unknown")),
     "num_samples": _count("4"),
     "num_particles": _count("1"),
+    "step_lengths": _one_of(*LENGTHS),
     "window": _count("160"),
     "tile": _count("384"),
     "max_memory": Kind(
