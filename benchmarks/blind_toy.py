@@ -120,7 +120,7 @@ def guidances() -> dict[str, DPS | JointPiGDM]:
     return {
         "DPS, likelihood": DPS("likelihood"),
         "DPS, norm": DPS("norm"),
-        "joint PiGDM": JointPiGDM(variances, zeta="one"),
+        "joint PiGDM": JointPiGDM(variances, zeta="one", lengths="joint"),  # as in the preset
     }
 
 
