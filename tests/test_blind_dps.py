@@ -296,9 +296,8 @@ def test_the_image_explains_what_the_operators_parameters_leave():
         for name, variance in really.items():
             torch.testing.assert_close(found[name], variance / (sum(really.values()) + noise) * pull.residual)
     shifts, pull, _ = pull_of_sum(guidance, {"image": 1, "kernel": -30}, noise)
-    assert (
-        float(guidance.measured(shifts, pull, ONES)["kernel"].abs().max()) == 0
-    )  # what goes the wrong way is not taken
+    # What goes the wrong way is not taken.
+    assert float(guidance.measured(shifts, pull, ONES)["kernel"].abs().max()) == 0
 
 
 def test_the_image_explains_what_a_shorter_step_of_the_kernel_leaves():

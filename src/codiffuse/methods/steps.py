@@ -52,11 +52,10 @@ class ReverseProcess:
             raise InputError(f"Expected a whole number of steps or 'ddimN' for num_steps, got {self.num_steps!r}.")
         if not 0 < self.start <= 1 or not 0 <= self.eta <= 1:
             raise InputError(f"Expected start in (0, 1] and eta in [0, 1], got {self.start} and {self.eta}.")
-        kept = round(self.start * len(linear_schedule()))
-        if not isinstance(self.num_steps, str) and not 1 <= self.num_steps <= kept:
+        if not isinstance(self.num_steps, str) and not 1 <= self.num_steps <= len(self._chain()):
             raise InputError(
-                f"Expected num_steps from 1 to {kept}, which start={self.start:g} leaves of the chain, got "
-                f"{self.num_steps}; set method.process.start=1 for all of it."
+                f"Expected num_steps from 1 to {len(self._chain())}, which start={self.start:g} leaves of the chain, "
+                f"got {self.num_steps}; set method.process.start=1 for all of it."
             )
         if not self.spacing >= 1 or (self.spacing != 1 and isinstance(self.num_steps, str)):
             raise InputError(
@@ -72,11 +71,13 @@ class ReverseProcess:
 
     def schedule(self) -> Schedule:
         """The running chain."""
+        return self._chain().respaced(self.num_steps, self.spacing)
+
+    def _chain(self) -> Schedule:
+        """The part of the linear chain that is run, all of its steps."""
         chain = linear_schedule()
         kept = round(self.start * len(chain))
-        if kept < len(chain):
-            chain = Schedule(chain.betas[:kept], chain.original_steps[:kept], chain.num_original)
-        return chain.respaced(self.num_steps, self.spacing)
+        return Schedule(chain.betas[:kept], chain.original_steps[:kept], chain.num_original)
 
     def advance(
         self, x_t: Tensor, x0: Tensor, step: Step, z: Tensor, variance_fraction: Tensor | None = None

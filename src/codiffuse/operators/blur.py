@@ -165,7 +165,7 @@ class BlurOperator:
 
         def gram(v: Tensor) -> Tensor:
             blurred = fourier.convolve(covary(of_image, self.adjoint(v, kernel=kernel)), kernel, self.boundary)
-            shaken = over_batch(r2["kernel"], v) * self._shake(image, v, kernel)
+            shaken = self._shake(image, v, kernel, r2["kernel"])
             return kept * (blurred + shaken + joint.of_both(v)) + over_batch(sigma2, v) * v
 
         return self._iterate(gram, kept * residual, lambda v: kept * joint.divide(v), axes=3)
@@ -182,14 +182,14 @@ class BlurOperator:
         """What errors of the kernel alone add to `S v`, as `solve_joint_gram`, whose arguments these are, takes S."""
         if self.boundary == "circular" and mask is None:
             return JointSpectrum.of_kernel(v, image, kernel, r2["kernel"], (v.shape[-2], v.shape[-1]))
-        shaken = over_batch(r2["kernel"], v) * self._shake(image, v, kernel)
-        return shaken if mask is None else mask * shaken
+        kept = 1 if mask is None else mask
+        return kept * self._shake(image, v, kernel, r2["kernel"])
 
-    def _shake(self, image: Tensor, v: Tensor, kernel: Tensor) -> Tensor:
-        """`B Z B^T v`: what errors of the kernel do, which leave its sum at one."""
+    def _shake(self, image: Tensor, v: Tensor, kernel: Tensor, r2: Tensor) -> Tensor:
+        """`r2 B Z B^T v`: what errors of the kernel do, of variance r2 `(B,)`, which leave its sum at one."""
         size = (kernel.shape[-2], kernel.shape[-1])
         change = zero_sum(fourier.kernel_adjoint(image, v, self.boundary, size, self.pad_value))
-        return fourier.convolve(image, change, self.boundary, self.pad_value)
+        return over_batch(r2, v) * fourier.convolve(image, change, self.boundary, self.pad_value)
 
     def _joint_spectrum(
         self, residual: Tensor, r2: Mapping[str, Covariance], sigma2: Tensor, image: Tensor, kernel: Tensor

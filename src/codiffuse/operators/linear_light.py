@@ -122,7 +122,7 @@ class LinearLightBlur(BlurOperator):
             back = v / at_y
             of_image = gain * covary(power, gain * fourier.correlate(back, kernel, self.boundary))
             varied = fourier.convolve(of_image, kernel, self.boundary)
-            varied = varied + over_batch(r2["kernel"], v) * self._shake(light, back, kernel)
+            varied = varied + self._shake(light, back, kernel, r2["kernel"])
             of_both = joint.of_both(v / balance) / balance
             return kept * (varied / at_y + of_both) + over_batch(sigma2, v) * v
 
@@ -139,8 +139,8 @@ class LinearLightBlur(BlurOperator):
     ) -> Tensor:
         """`r_k^2 B Z B^T v`, linearised; see `BlurOperator`."""
         at_y = slope(self(image, kernel=kernel))
-        shaken = over_batch(r2["kernel"], v) * self._shake(to_light(image), v / at_y, kernel) / at_y
-        return shaken if mask is None else mask * shaken
+        kept = 1 if mask is None else mask
+        return kept * self._shake(to_light(image), v / at_y, kernel, r2["kernel"]) / at_y
 
     def _balance(self, at_y: Tensor, gain: Tensor, kernel: Tensor) -> Tensor:
         """1 / s, where J J^T is about s K K^T s: s compares the slopes under the kernel with those at y."""

@@ -120,12 +120,12 @@ class TurbulenceOperator:
             Shaped like `residual`; 0 where the mask is 0. A symmetric, positive definite map of the residual, up to
             the tolerance of conjugate gradients.
         """
-        blur, warped = self._blur(), self._warped(image, tilt)
+        blur, warped, of_tilt = self._linearised(r2["tilt"], image, kernel, tilt)
         of_image = r2["image"]
         if self.order == "tilt_then_blur":
-            of_image = of_image + r2["tilt"] * _mean_square_gradient(warped)
+            of_image = of_image + of_tilt
         else:
-            sigma2 = sigma2 + r2["tilt"] * _mean_square_gradient(blur(warped, kernel=kernel))
+            sigma2 = sigma2 + of_tilt
         variances = {"image": of_image, "kernel": r2["kernel"]}
         return blur.solve_joint_gram(residual, variances, sigma2, image=warped, kernel=kernel, mask=mask)
 
@@ -140,22 +140,25 @@ class TurbulenceOperator:
         mask: Tensor | None = None,
     ) -> Tensor:
         """What errors of kernel and tilt alone add to `S v`, with the approximations of `solve_joint_gram`."""
-        blur, warped = self._blur(), self._warped(image, tilt)
+        blur, warped, of_tilt = self._linearised(r2["tilt"], image, kernel, tilt)
+        kept = 1 if mask is None else mask
+        moved = v
         if self.order == "tilt_then_blur":
-            linear = BlurOperator(self.boundary)
-            changed, moved = warped, linear(linear.adjoint(v, kernel=kernel), kernel=kernel)
-        else:
-            changed, moved = blur(warped, kernel=kernel), v
-        of_tilt = over_batch(r2["tilt"] * _mean_square_gradient(changed), v) * moved
-        return (of_tilt if mask is None else mask * of_tilt) + blur.parameter_gram(
-            v, r2, image=warped, kernel=kernel, mask=mask
-        )
+            moved = fourier.convolve(fourier.correlate(v, kernel, self.boundary), kernel, self.boundary)
+        of_kernel = blur.parameter_gram(v, r2, image=warped, kernel=kernel, mask=mask)
+        return of_kernel + kept * over_batch(of_tilt, v) * moved
 
-    def _blur(self) -> BlurOperator:
-        return BlurOperator(self.boundary, self.pad_value)
+    def _linearised(
+        self, r2: Tensor, image: Tensor, kernel: Tensor, tilt: Tensor
+    ) -> tuple[BlurOperator, Tensor, Tensor]:
+        """The blur, the picture that the tilt moved, and by how much errors r2 of the tilt vary what follows, `(B,)`.
 
-    def _warped(self, image: Tensor, tilt: Tensor) -> Tensor:
-        return warp(image, tilt, self._warp_boundary, self.pad_value)
+        What follows is that picture for `tilt_then_blur`, for `blur_then_tilt` its blur.
+        """
+        blur = BlurOperator(self.boundary, self.pad_value)
+        warped = warp(image, tilt, self._warp_boundary, self.pad_value)
+        changed = warped if self.order == "tilt_then_blur" else blur(warped, kernel=kernel)
+        return blur, warped, r2 * _mean_square_gradient(changed)
 
     def image_shape(self, y_shape: Size, *, kernel_size: Size) -> Size:
         """The `(H, W)` of the image, and of the tilt, behind a measurement of this size."""
